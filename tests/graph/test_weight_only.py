@@ -1,7 +1,7 @@
 """Products with integer weights in ONNX Runtime: near the float product, and equal row by row.
 
 The equality is what DFlash = plain and batch = alone rest on: a row's bits may depend on nothing
-but the row.
+but the row. On some processors a row must not be alone, and sessions give it a neighbour.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from trtllm_dflash.checkpoint.block_integers import BITS, BLOCK_LENGTH, BlockIntegers
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 from trtllm_dflash.checkpoint.writer import write_arrays
+from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.builder import OPSET, GraphBuilder
 from trtllm_dflash.graph.layers import LayerBuilder
 from trtllm_dflash.graph.weight_only import RUNTIME_DOMAIN
 from trtllm_dflash.graph.weight_source import WeightSource
+from trtllm_dflash.runtime.sessions import integer_rows
+from trtllm_dflash.runtime.sessions.integer_rows import has_lone_rows, without_lone_row
 
 SIZES = [
     (576, 192),
@@ -89,8 +92,11 @@ def test_a_row_is_the_same_bits_in_every_width(
     x[7] *= 1e3  # a row whose scale is another
     sessions = [product.session(threads) for threads in (1, 2)]
     whole = sessions[0].run(["y"], {"x": x, "ids": _IDS})[0]
+    widths = WIDTHS
+    if has_lone_rows(precision):
+        widths = tuple(width for width in WIDTHS if without_lone_row(1, width) == width)
     for session in sessions:
-        for width in WIDTHS:
+        for width in widths:
             for start in (0, 1):
                 rows = slice(start, start + width)
                 (found,) = session.run(["y"], {"x": x[rows], "ids": _IDS})
@@ -124,3 +130,22 @@ def test_table_rows_are_what_their_8_bits_stand_for(precision: str, tmp_path: Pa
     (found,) = product.session().run(["picked"], {"x": x, "ids": _IDS})
     expected = BlockIntegers.of(product.weight, 8).dequantized(76)[_IDS]
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_step_is_wider_where_lone_rows_differ(
+    alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integer_rows, "_lone_rows", {4: alone, 8: False}.get)
+    assert [has_lone_rows(name) for name in (None, "int8", "int4")] == [False, False, alone]
+    widths = [without_lone_row(*size) for size in ((1, 1), (4, 1), (1, 129), (3, 43), (2, 8))]
+    assert widths == [2, 1, 130, 44, 8]
+
+
+@pytest.mark.parametrize("found", [{4: None, 8: False}, {4: False, 8: True}, {4: True}])
+def test_a_processor_whose_rows_depend_on_others_is_refused(
+    found: dict[int, bool | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integer_rows, "_lone_rows", found.get)
+    with pytest.raises(EngineError, match=r"depends on the rows beside it.*Build without"):
+        has_lone_rows("int4")

@@ -7,7 +7,8 @@ Both are of the domain com.microsoft. A head and an embedding that are one table
 MatMulNBits rounds each row of x to 8 bits too, by block of 32, and multiplies integers
 (accuracy_level 4). The blocks of a row say nothing about other rows. With blocks of 32 a row's
 result is then the same bits whatever rows stand beside it. Other blocks and accuracy levels do not
-keep that: tests hold it.
+keep that: tests hold it. With 4 bits a row alone differs on some processors, as sessions know
+(`runtime.sessions.integer_rows`).
 """
 
 from __future__ import annotations

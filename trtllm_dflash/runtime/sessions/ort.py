@@ -1,9 +1,9 @@
 """CPU sessions: ONNX Runtime over caches that are allocated once and updated in place.
 
-A graph has some hundred inputs and outputs. Nearly all belong to the slots: caches, lengths,
-sampling. Each of these is bound once for every run of slots that is stepped. A cache is the same
-memory as input and as output, so that TensorScatter writes only the step's rows. A step itself
-writes two small arrays and copies three out, and rebinds one only if its shape has changed.
+Nearly all inputs and outputs of a graph belong to the slots: caches, lengths, sampling. Each is
+bound once for every run of slots that is stepped. A cache is the same memory as input and output,
+so that TensorScatter writes only the step's rows. A step itself writes two small arrays and copies
+three out, and rebinds one only if its shape has changed.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from trtllm_dflash.runtime.sessions.base import (
     check_constraint,
     context_length,
 )
+from trtllm_dflash.runtime.sessions.integer_rows import has_lone_rows, without_lone_row
 from trtllm_dflash.runtime.sessions.io_checks import PresentTensor, check_present
 from trtllm_dflash.runtime.sessions.slot_copy import Prefix, SlotCopy
 from trtllm_dflash.runtime.threads import resolve_num_threads
@@ -106,6 +107,7 @@ class OrtSession:
         self._config = config
         self.may_skip_drafter = config.may_skip_drafter
         self.num_threads = resolve_num_threads(num_threads)
+        self._lone_rows = has_lone_rows(config.weight_only_precision)
         self._session = _load(directory / MODEL_FILE, self.num_threads, trace)
         _check_io(directory, config.io, self._session)
         self._slots: dict[str, NDArray[Any]] = {}
@@ -224,9 +226,10 @@ class OrtSession:
 
     def _step(self, first: int, ids: Int64, num_known: int, *, rows: int, draft: bool) -> None:
         count, width = ids.shape
+        if self._lone_rows and (wider := without_lone_row(count, width)) > width:
+            ids, width = np.pad(ids, ((0, 0), (0, wider - width))), wider
         slots = slice(first, first + count)
-        past_len = self._slots["past_len"][slots]
-        context = context_length(past_len, width, self._config)
+        context = context_length(self._slots["past_len"][slots], width, self._config)
         with_logits = any(self._wants_logits[slots])
         binding = self._binding_of(first, count, with_logits=with_logits)
         sizes = {BATCH: count, WIDTH: width, ROWS: rows, CONTEXT: context}
@@ -247,16 +250,14 @@ class OrtSession:
             after[output] = outputs[output].copy()
         new_ids, num_new = outputs["new_ids"].copy(), outputs["num_new"].copy()
         logits = outputs[LOGITS].copy() if with_logits else None
-        wants_drafts = any(self._wants_drafts[slots])
-        drafts = self._slots["next_ids"][slots].copy() if wants_drafts else None
+        wanted = any(self._wants_drafts[slots])
+        drafts = self._slots["next_ids"][slots].copy() if wanted else None
         result = StepResult(new_ids, num_new, logits=logits, next_ids=drafts, **after)
         self._results.append(result)
 
     def _take_masks(self, first_slot: int, count: int, rows: int) -> tuple[list[int], Int32]:
         """Return the constrained ones of a step's slots, and the masks [count, rows, W] of all."""
-        masked = [
-            slot for slot in range(first_slot, first_slot + count) if slot in self._allowed
-        ]
+        masked = [n for n in range(first_slot, first_slot + count) if n in self._allowed]
         if not masked:
             return [], np.zeros(0, np.int32)
         words = mask_words(self._config.vocab_size)
