@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from trtllm_dflash.errors import EngineError
@@ -71,7 +73,11 @@ def _product(bits: int) -> bytes:
     codes = rng.integers(0, 256, (_OUTPUTS, _BLOCKS, _BLOCK * bits // 8)).astype(np.uint8)
     scales = rng.uniform(0.001, 0.01, (_OUTPUTS, _BLOCKS)).astype(np.float32)
     zero_points = rng.integers(0, 256, (_OUTPUTS, -(-_BLOCKS * bits // 8))).astype(np.uint8)
-    stored = {"codes": codes, "scales": scales, "zero_points": zero_points}
+    stored: dict[str, NDArray[Any]] = {
+        "codes": codes,
+        "scales": scales,
+        "zero_points": zero_points,
+    }
     node = helper.make_node(
         "MatMulNBits",
         ["x", *stored],
