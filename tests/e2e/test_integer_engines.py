@@ -41,6 +41,21 @@ def test_drafts_and_batches_change_no_token(
         assert _ids(speculative.generate([prompt], max_tokens=NEW_TOKENS)) == [expected]
 
 
+@pytest.mark.parametrize("widest", [1, 129])
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_no_step_is_too_narrow_for_a_processor(
+    family: str, widest: int, engine: EngineFactory, tmp_path: Path
+) -> None:
+    """Where a row must not be alone, steps of one row get a neighbour, at the caches' end too."""
+    target = tiny_target(tmp_path / "target", family)
+    prompts = [prompt * 20 for prompt in PROMPTS[1:4]]
+    options = {"weight_only_precision": "int4", "max_batch_size": 2}
+    wide = engine(target, None, **options)
+    plain = engine(target, None, **options, max_num_tokens=widest)
+    expected = _ids(wide.generate(prompts, max_tokens=192 - 180))
+    assert _ids(plain.generate(prompts, max_tokens=192 - 180)) == expected
+
+
 def test_integer_weights_are_not_the_float_ones(engine: EngineFactory, tmp_path: Path) -> None:
     """Four bits of random weights change texts, so the equality above is of another model."""
     target = tiny_target(tmp_path / "target", "llama")

@@ -53,9 +53,12 @@ class ResolvedBuild:
         """Return the widest step that a ring cache must hold; None if no layer has a ring.
 
         Without plugins a GPU engine has only full caches: TensorRT-RTX 1.7 takes no circular
-        TensorScatter. See `engine_dir.ring_cache`.
+        TensorScatter. See `engine_dir.ring_cache`. With integer weights of 4 bits some processors
+        need a row more (`runtime.sessions.integer_rows`).
         """
-        return self.max_num_tokens if self.plugins or not ARCHS[self.gpu_arch].is_gpu else None
+        if ARCHS[self.gpu_arch].is_gpu and not self.plugins:
+            return None
+        return self.max_num_tokens + (self.weight_only_precision == "int4")
 
     def check_against(self, target: TargetConfig) -> None:
         """Raise UsageError for two sizes that contradict each other; it names both."""

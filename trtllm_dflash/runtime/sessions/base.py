@@ -232,11 +232,13 @@ def check_constraint(config: EngineConfig, allowed: Int32 | None, drafts: Int64 
         )
 
 
-def context_length(past_len: Int32, width: int, config: EngineConfig) -> int:
+def context_length(
+    past_len: Int32, width: int, config: EngineConfig, spare_rows: int = 0
+) -> int:
     """Return the positions that a step reads or writes, in whole buckets, at most cache_len.
 
-    A step writes `width` rows behind the longest past; with a drafter it writes a block behind
-    those.
+    A step writes `width` rows behind the longest past, and rows that nobody reads; with a drafter
+    it writes a block behind those.
 
     Raises:
         EngineError: for a step that the caches have no room for.
@@ -246,7 +248,8 @@ def context_length(past_len: Int32, width: int, config: EngineConfig) -> int:
             f"a step of width {width} is wider than max_num_tokens, {config.max_num_tokens}, for"
             f" which this engine's caches were made. {CALLER_BUG}"
         )
-    needed = int(past_len.max()) + width + (config.block_size if config.speculates else 0)
+    needed = int(past_len.max()) + width + spare_rows
+    needed += config.block_size if config.speculates else 0
     if needed > config.cache_len:
         raise EngineError(
             f"a step of width {width} at position {int(past_len.max())} needs {needed} cache rows,"

@@ -226,13 +226,13 @@ class OrtSession:
 
     def _step(self, first: int, ids: Int64, num_known: int, *, rows: int, draft: bool) -> None:
         count, width = ids.shape
-        if self._lone_rows and (wider := without_lone_row(count, width)) > width:
-            ids, width = np.pad(ids, ((0, 0), (0, wider - width))), wider
         slots = slice(first, first + count)
-        context = context_length(self._slots["past_len"][slots], width, self._config)
+        spare = without_lone_row(count, width) - width if self._lone_rows else 0
+        ids = np.pad(ids, ((0, 0), (0, spare))) if spare else ids
+        context = context_length(self._slots["past_len"][slots], width, self._config, spare)
         with_logits = any(self._wants_logits[slots])
         binding = self._binding_of(first, count, with_logits=with_logits)
-        sizes = {BATCH: count, WIDTH: width, ROWS: rows, CONTEXT: context}
+        sizes = {BATCH: count, WIDTH: width + spare, ROWS: rows, CONTEXT: context}
         sizes[BLOCK] = self._config.block_size if draft else 0
         inputs: dict[str, NDArray[Any] | int] = {"input_ids": ids, "num_known": num_known}
         masked, mask = self._take_masks(first, count, rows)
