@@ -31,10 +31,11 @@ def chromium() -> str | None:
     return named or next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Start the browser; without one the test is skipped, for no package index has it.
 
+    It ends with the module: its event loop runs in this thread, and other tests have their own.
     DFLASH_REQUIRE_BROWSER=1 makes it fail instead.
     """
     path, required = chromium(), os.environ.get("DFLASH_REQUIRE_BROWSER") == "1"

@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.builder.runtime_attention import write_attention
-from trtllm_dflash.engine_dir.files import JOINED
+from trtllm_dflash.engine_dir.files import JOINED, JOINED_COLUMNS
 from trtllm_dflash.graph.weight_only import PRODUCT, RUNTIME_DOMAIN
 
 _SKIP_NORM = "SkipSimplifiedLayerNormalization"
@@ -85,6 +85,7 @@ def _join(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
         [first.inputs[0], *joined],
         list(attributes.values()),
         name=first.name,
+        metadata_props={JOINED_COLUMNS: JOINED.join(map(str, sizes))},
     )
     name = f"{first.name}/split"
     lengths = ir.Value(name=f"{name}.sizes", const_value=ir.tensor(np.array(sizes), name=name))

@@ -10,6 +10,9 @@ WEIGHTS_FILE = "rank0.safetensors"  # of a CPU engine
 TOKENIZER_FILE = "tokenizer.json"
 LOG_FILE = "build.log"
 JOINED = "|"  # in a CPU engine, between the names of linears whose weights are one tensor
+JOINED_COLUMNS = (
+    "dflash.columns"  # of their product: how many each has, in metadata of its node
+)
 
 _KERNEL_CACHE = re.compile(r"kernels-[0-9a-f]{16}\.cache")  # a GPU writes it when it runs
 

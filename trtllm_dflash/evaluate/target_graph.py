@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.engine_dir.files import JOINED
+from trtllm_dflash.engine_dir.files import JOINED, JOINED_COLUMNS
 from trtllm_dflash.engine_dir.io_tensors import HISTORY
 from trtllm_dflash.errors import EngineError
 
@@ -48,7 +48,7 @@ class TargetGraph:
         """Read a model.onnx.
 
         Raises:
-            EngineError: for one without logits.
+            EngineError: for one without logits, or of an earlier version.
         """
         model = ir.load(path)
         accept = next((node for node in model.graph if node.op_type == _ACCEPT), None)
@@ -59,7 +59,7 @@ class TargetGraph:
             )
         target_nodes = _nodes_before(logits)
         linears: dict[str, Linear] = {}
-        for node in model.graph:
+        for node in list(model.graph):
             if node.op_type not in _PRODUCTS or node not in target_nodes:
                 continue
             linears |= _named_linears(node)
@@ -127,15 +127,40 @@ def _named_linears(node: ir.Node) -> dict[str, Linear]:
     assert isinstance(rows, int)
     if len(modules) == 1:
         return {modules[0]: Linear(node.outputs[0], rows)}
-    ((split, _),) = node.outputs[0].uses()
-    lengths = split.inputs[1]
-    assert lengths is not None
-    assert lengths.const_value is not None
-    parts = zip(split.outputs, lengths.const_value.numpy().tolist(), strict=True)
+    known = node.metadata_props.get(JOINED_COLUMNS)
+    if known is None:
+        raise EngineError(
+            f"{name}: how its columns are shared is not in this graph. Build the engine again."
+        )
+    columns = [int(size) for size in known.split(JOINED)]
+    split = _split(node, columns)
     return {
         module: Linear(output, size)
-        for module, (output, size) in zip(modules, parts, strict=True)
+        for module, output, size in zip(modules, split.outputs, columns, strict=True)
     }
+
+
+def _split(product: ir.Node, columns: list[int]) -> ir.Node:
+    """Return a new node that takes a product [N, sum of `columns`] apart.
+
+    The step itself may turn all parts at once, and never have them apart.
+    """
+    name = f"{product.name}/columns"
+    lengths = ir.Value(name=f"{name}.sizes", const_value=ir.tensor(columns, name=name))
+    split = ir.node(
+        "Split",
+        [product.outputs[0], lengths],
+        {"axis": 1},
+        num_outputs=len(columns),
+        name=name,
+    )
+    for number, output in enumerate(split.outputs):
+        output.name = f"{name}.{number}"
+    graph = product.graph
+    assert isinstance(graph, ir.Graph)
+    graph.register_initializer(lengths)
+    graph.insert_after(product, split)
+    return split
 
 
 def _leads_to(value: ir.Value, logits: ir.Value) -> bool:

@@ -70,11 +70,11 @@ def _lone_rows(bits: int) -> bool | None:
 def _product(bits: int) -> bytes:
     """Return a model of one product with weights of so many bits."""
     rng = np.random.default_rng(1)
-    codes = rng.integers(0, 256, (_OUTPUTS, _BLOCKS, _BLOCK * bits // 8)).astype(np.uint8)
+    packed = rng.integers(0, 256, (_OUTPUTS, _BLOCKS, _BLOCK * bits // 8)).astype(np.uint8)
     scales = rng.uniform(0.001, 0.01, (_OUTPUTS, _BLOCKS)).astype(np.float32)
     zero_points = rng.integers(0, 256, (_OUTPUTS, -(-_BLOCKS * bits // 8))).astype(np.uint8)
     stored: dict[str, NDArray[Any]] = {
-        "codes": codes,
+        "packed": packed,
         "scales": scales,
         "zero_points": zero_points,
     }
