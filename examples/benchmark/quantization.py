@@ -41,6 +41,7 @@ FORMATS = {
     "w4a16_nvfp4": "NVFP4, weights only",
     "nvfp4": "NVFP4 (W4A4)",
 }
+WEIGHT_ONLY = ("int8", "int4")
 BASE = "bf16"  # what the others are compared with
 COLUMNS = {
     "name": "weights",
@@ -63,6 +64,7 @@ class Case:
     """A row of the table: its label, what it is called, and how its checkpoint comes to be.
 
     `quant`: a format of `quantize`. `layout`: one of published_formats.py. Neither: as it is.
+    `weight_only`: a precision of integers, which `build` makes for a CPU engine.
     """
 
     label: str
@@ -70,16 +72,22 @@ class Case:
     kv_cache: str = "BF16"
     quant: str | None = None
     layout: str | None = None
+    weight_only: str | None = None
 
 
 def all_cases() -> list[Case]:
-    """Return the rows: our formats with caches of both types, and the layouts of other makers."""
+    """Return the rows: our formats with caches of both types, integers, those of other makers."""
     cases = []
     for quant, name in FORMATS.items():
         label, is_base = (BASE, True) if quant == KEEP_WEIGHTS else (quant, False)
         cases.append(Case(label, name, quant=None if is_base else quant))
         cases.append(Case(f"{label}_fp8kv", name, "FP8", quant=quant))
-    return cases + [Case(key, each.title, layout=key) for key, each in LAYOUTS.items()]
+    integers = [
+        Case(name, f"{name.upper()} in blocks, CPU", "FP32", weight_only=name)
+        for name in WEIGHT_ONLY
+    ]
+    makers = [Case(key, each.title, layout=key) for key, each in LAYOUTS.items()]
+    return cases + integers + makers
 
 
 class Commands:
@@ -152,7 +160,7 @@ def measure(directory: Path, target: Path, case: Case, prompts: Path) -> dict[st
     row: dict[str, Any] = {"label": case.label, "name": case.name, "kv_cache": case.kv_cache}
     source, row["quantize_memory"] = _checkpoint(run, directory, target, case)
     row["linears"] = share_of_linears(source)
-    row |= _weighed(run, directory, source, case.label)
+    row |= _weighed(run, directory, source, case)
     result = directory / f"{case.label}.json"
     against = [] if case.label == BASE else ["--against", directory / BASE]
     asked = ["--prompts", prompts, "--max-tokens", 64, "--json", result]
@@ -165,7 +173,7 @@ def weigh_again(directory: Path, target: Path, case: Case) -> dict[str, Any]:
     """Return what of a row is of engines, measured again."""
     run = Commands(directory)
     source, _ = _checkpoint(run, directory, target, case)
-    return _weighed(run, directory, source, case.label)
+    return _weighed(run, directory, source, case)
 
 
 def _checkpoint(
@@ -191,15 +199,19 @@ def _build(source: Path) -> list[object]:
     return ["build", *pair, "--draft-vocab", drafter / "draft_vocab.json", "--overwrite"]
 
 
-def _weighed(run: Commands, directory: Path, source: Path, label: str) -> dict[str, Any]:
+def _weighed(run: Commands, directory: Path, source: Path, case: Case) -> dict[str, Any]:
     """Build for the CPU, and for each GPU that has the arithmetic: bytes, and the most memory."""
     row: dict[str, Any] = {"engines_date": time.strftime("%Y-%m-%d")}
-    cpu = ["--arch", "cpu", "--output-dir", directory / label]
+    cpu = ["--arch", "cpu", "--output-dir", directory / case.label]
+    if case.weight_only is not None:
+        cpu += ["--weight-only-precision", case.weight_only]
     row["cpu_build_memory"] = run(*_build(source), *cpu)
+    if case.weight_only is not None:
+        return row
     formats = load_target(source).formats.values()
     for arch in ARCHS:
         if all(arch in fmt.archs for fmt in formats):
-            engine = directory / f"{label}_{arch}"
+            engine = directory / f"{case.label}_{arch}"
             memory = run(*_build(source), "--arch", arch, "--output-dir", engine)
             row["gpu_build_memory"] = max(memory, row.get("gpu_build_memory", 0))
             row[arch] = (engine / ENGINE_FILE).stat().st_size

@@ -47,6 +47,15 @@ def with_first_id(value: int, slot: int = 0) -> Change:
     return change
 
 
+def with_last_id(value: int) -> Change:
+    def change(result: StepResult) -> StepResult:
+        new_ids = result.new_ids.copy()
+        new_ids[0, result.num_new[0] - 1] = value
+        return replace(result, new_ids=new_ids)
+
+    return change
+
+
 def with_next_len(result: StepResult) -> StepResult:
     assert result.next_len is not None
     return replace(result, next_len=result.next_len + 1)
@@ -150,6 +159,26 @@ def test_logits_not_finite_end_one_request_alone(
         server.submit([4], on_event=later, max_tokens=40, stop_token_ids=())
         later.wait()
     assert good.token_ids == later.token_ids == expected.token_ids
+
+
+def test_an_answer_may_end_before_logits_that_are_not_finite(
+    fake_engine: Callable[..., Engine],
+) -> None:
+    """Plain decoding would have ended there, too, and would not have known."""
+    (expected,) = fake_engine().generate([[4]], max_tokens=40, stop_token_ids=())
+    lengths = expected.acceptance_lengths
+    step = next(index for index, length in enumerate(lengths) if length > 1)
+    before = 1 + sum(lengths[: step + 1]) - 1  # tokens before the step's last
+    for most, ends in ((before, True), (before + 1, False)):
+        engine = fake_engine()
+        corrupt(engine, with_last_id(-1), steps={step + 2})  # the prompt is the first step
+        if not ends:
+            with pytest.raises(EngineError, match="logits are not finite"):
+                engine.generate([[4]], max_tokens=most, stop_token_ids=())
+            continue
+        (answer,) = engine.generate([[4]], max_tokens=most, stop_token_ids=())
+        assert answer.token_ids == expected.token_ids[:before]
+        assert answer.finish_reason == "length"
 
 
 class PanicError(BaseException):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trtllm_dflash.errors import EngineError
+from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.draft_sources import TokenSource
 from trtllm_dflash.runtime.grammar.constrained_steps import keep_drafts
 from trtllm_dflash.runtime.logprobs import add_logprobs
 from trtllm_dflash.runtime.request import Request, Update
 from trtllm_dflash.runtime.sessions.base import StepResult
-from trtllm_dflash.runtime.step_checks import ExpectedRow, check_step
+from trtllm_dflash.runtime.step_checks import NOT_FINITE, ExpectedRow, check_step
 
 
 @dataclass
@@ -41,15 +41,23 @@ class ScheduledStep:
             step=f"{phase} step {self.number}",
         )
 
-    def take(self, result: StepResult, row: int) -> Update:
+    def take(self, result: StepResult, row: int, error: EngineError | None) -> Update:
         """Give the request of a row its tokens, and return those that it keeps.
 
+        With an `error` the row's last token is none. An answer that ends before it is as good.
+
         Raises:
-            DFlashError: if its grammar cannot follow them; the request must end.
+            DFlashError: if its grammar cannot follow them, or there is no next one; the request
+                must end.
         """
         request = self.requests[row]
         num_new = int(result.num_new[row])
-        kept = request.commit(result.new_ids[row, :num_new].tolist())
+        tokens = result.new_ids[row, :num_new].tolist()
+        if error is not None:
+            tokens = tokens[: tokens.index(NOT_FINITE)]
+        kept = request.commit(tokens)
+        if error is not None and request.finish_reason is None:
+            raise _why_none_is_left(request) or error
         add_logprobs(request, result, row, kept)
         sources: list[TokenSource] = ["target"]
         if not self.is_prefill:
@@ -68,3 +76,20 @@ class ScheduledStep:
             ExpectedRow(slot, request.num_positions, request.finish_reason is None)
             for slot, request in enumerate(self.requests)
         ]
+
+
+def _why_none_is_left(request: Request) -> UsageError | None:
+    """Return how a request that limits its tokens may have left none; None if it does not."""
+    limits = {
+        "its grammar": request.constraint,
+        "bad_words": request.sampling.bad_words,
+        "logit_bias": request.sampling.logit_bias,
+    }
+    asked = [name for name, given in limits.items() if given]
+    if not asked:
+        return None
+    return UsageError(
+        f"token {len(request.output_ids) + 1} of the answer can be none: what the request asks"
+        f" ({', '.join(asked)}) leaves no token there. Ask for less. If it should leave some, the"
+        " logits themselves are not finite: look whether the checkpoint is intact."
+    )

@@ -353,10 +353,8 @@ class Scheduler:
         self.timings.prompt_tokens += step.width
         if not step.decides or request.finish_reason is not None:
             return []
-        if error is not None:
-            return [self._fail(request, error)]
         try:
-            update = step.take(result, 0)
+            update = step.take(result, 0, error)
         except DFlashError as failure:
             return [self._fail(request, failure)]
         if request.finish_reason is None and request.slot == len(self._active):
@@ -382,11 +380,8 @@ class Scheduler:
             request.num_steps_in_flight -= 1
             if request.finish_reason is not None:
                 continue  # it ended when this step was already in flight
-            if error is not None:
-                updates.append(self._fail(request, error))
-                continue
             try:
-                updates.append(step.take(result, row))
+                updates.append(step.take(result, row, error))
             except DFlashError as failure:
                 updates.append(self._fail(request, failure))
                 continue

@@ -76,9 +76,8 @@ def check_step(
             )
         errors[-1] = EngineError(
             f"{where}: token {bad[0] + 1} of {num_new} is the id {NOT_FINITE}: its logits are not"
-            " finite (NaN or infinity), so that there is no next token. A grammar, bad words or"
-            " biases may have left no token; else weights, their scales or a cache have"
-            " overflowed: look whether the checkpoint is intact, or build from another"
+            " finite (NaN or infinity), so that there is no next token. Weights, their scales or a"
+            " cache have overflowed: look whether the checkpoint is intact, or build from another"
             " quantization."
         )
     return errors
