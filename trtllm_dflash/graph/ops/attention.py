@@ -173,11 +173,12 @@ def attend(
 
 def _softmax_with_sinks(g: GraphBuilder, scores: ir.Value, sinks: ir.Value) -> ir.Value:
     """Softmax over the last axis and one more logit for each head; scores [B, Hkv, G, S, L], sinks
-    [Hq].
+    [Hq]. Without rows scores are [B, Hkv, 0, 1, L], and so no sink is taken.
     """
     by_head = g.Reshape(
         g.cast(sinks, ir.DataType.FLOAT), g.Concat(g.size(scores, 1), [-1, 1, 1], axis=0)
     )
+    by_head = g.Slice(by_head, [0], g.size(scores, 2), [1])
     column = g.Expand(by_head, g.Concat(g.Shape(scores, end=4), [1], axis=0))
     weights = g.Softmax(g.Concat(scores, column, axis=-1), axis=-1)
     return g.Slice(weights, [0], g.size(scores, -1), [-1])
