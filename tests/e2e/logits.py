@@ -52,9 +52,11 @@ def target_logits(target: Path, ids: np.ndarray, drafter: Path | None = None) ->
     return dict(zip(names, made.run(names, feeds(made, ids)), strict=True))[str(logits.name)]
 
 
-def feeds(made: Any, ids: np.ndarray, num_known: int = 1) -> dict[str, np.ndarray]:
+def feeds(
+    made: Any, ids: np.ndarray, num_known: int = 1, block: int = 0
+) -> dict[str, np.ndarray]:
     """Inputs from empty caches; every token of `ids` behind the first `num_known` is a draft to
-    verify.
+    verify. The drafter has `block` rows.
     """
     batch, width = ids.shape
     rows = width - num_known + 1
@@ -70,7 +72,7 @@ def feeds(made: Any, ids: np.ndarray, num_known: int = 1) -> dict[str, np.ndarra
         **no_adjustments(batch, rows, wanted["token_mask"].shape[2]),
         "noise_key": np.zeros((batch, KEY_WORDS), np.int64),
         "decided": np.arange(rows),
-        "block_rows": np.arange(0),
+        "block_rows": np.arange(block),
     }
     caches = {
         name: np.zeros([batch, *port.shape[1:]], np.float32)

@@ -211,7 +211,7 @@ def test_a_quantized_drafter_drafts_with_the_rounded_numbers(name: str, tmp_path
             value for node in model.graph for value in node.outputs if value.name == norm
         )
         made, names = session(model, value)
-        results = dict(zip(names, made.run(names, feeds(made, IDS, num_known=10)), strict=True))
+        results = dict(zip(names, made.run(names, feeds(made, IDS, 10, BLOCK)), strict=True))
         hidden[directory] = results[norm].reshape(4, BLOCK, -1)
         anchors[directory] = results["next_ids"][:, 0]
     twin = rounding_twin(quantized, tmp_path / "twin", hugging_face.load_drafter)
@@ -259,7 +259,9 @@ def test_a_draft_vocabulary_reads_rows_of_a_quantized_head(name: str, tmp_path: 
         )
         made, names = session(model)
         drafts.append(
-            dict(zip(names, made.run(names, feeds(made, IDS)), strict=True))["next_ids"]
+            dict(zip(names, made.run(names, feeds(made, IDS, block=BLOCK)), strict=True))[
+                "next_ids"
+            ]
         )
     np.testing.assert_array_equal(*drafts)
     assert len(np.unique(drafts[0])) > 4

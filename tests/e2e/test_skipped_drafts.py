@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.builder.test_makers_drafters import with_sinks
 from tests.e2e.conftest import EngineFactory
+from tests.fixtures.quantized import quantized_copy
 from tests.fixtures.speculators import speculators_drafter
 from tests.fixtures.tiny_dflash2 import tiny_dflash2
 from tests.fixtures.tiny_hybrid import tiny_hybrid
-from tests.fixtures.tiny_models import VOCAB, tiny_drafter, tiny_target
+from tests.fixtures.tiny_models import DRAFTER, VOCAB, tiny_drafter, tiny_target
 from trtllm_dflash import Engine
 from trtllm_dflash.runtime.sessions.base import SlotSampling
 
@@ -37,6 +39,20 @@ def _dspark(root: Path) -> Pair:
     return target, speculators_drafter(root / "drafter", target, method="dspark")
 
 
+def _sinks(root: Path) -> Pair:
+    target, drafter = _v1(root)
+    return target, with_sinks(drafter)
+
+
+def _quantized(root: Path, form: str) -> Pair:
+    target, drafter = _v1(root)
+    o_proj = tuple(f"layers.{layer}.self_attn.o_proj" for layer in range(DRAFTER["layers"]))
+    exclude = ("fc", *o_proj)  # o_proj: blocks do not divide its inputs
+    return target, quantized_copy(
+        drafter, root / "quantized", form, dtype="F32", exclude=exclude
+    )
+
+
 def _hybrid(root: Path) -> Pair:
     target = tiny_hybrid(root / "target", "qwen3_5")
     return target, tiny_drafter(root / "drafter", target)
@@ -49,6 +65,10 @@ PAIRS: dict[str, Callable[[Path], Pair]] = {
     "dflash2": _dflash2,
     "dspark": _dspark,
     "hybrid": _hybrid,
+    "sinks": _sinks,
+    "fp8": lambda root: _quantized(root, "fp8"),
+    "nvfp4": lambda root: _quantized(root, "nvfp4"),
+    "nvfp4 weights": lambda root: _quantized(root, "w4a16_nvfp4"),
 }
 
 

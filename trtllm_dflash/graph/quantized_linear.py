@@ -155,9 +155,10 @@ def _round_nvfp4(g: GraphBuilder, x: ir.Value, scale: ir.Value) -> tuple[ir.Valu
     activations.
 
     A block's scale is that of its largest magnitude, E4M3(max|x| / (6 · scale)) · scale. A block
-    too small for any such scale becomes zero.
+    too small for any such scale becomes zero. There may be no rows, so blocks stand one below the
+    other.
     """
-    blocks = g.Reshape(x, g.Concat([0, -1], [NVFP4_GROUP_SIZE], axis=0))
+    blocks = g.Reshape(x, [-1, NVFP4_GROUP_SIZE])
     largest = g.ReduceMax(g.Abs(blocks), [-1], keepdims=1)
     block_scale = g.Mul(_to_e4m3(g, g.Div(largest, g.Mul(scale, FP4_MAX))), scale)
     is_zero = g.Equal(block_scale, 0.0)
