@@ -17,7 +17,8 @@ the drafts beside it. That kernel knows no factor. So a product whose rows may b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,7 @@ from trtllm_dflash.graph.ops.attention import (
 from trtllm_dflash.graph.weight_only import RUNTIME_DOMAIN
 
 _BY_HEAD = [0, 2, 1, 3]  # turns [B, S, H, D] into [B, H, S, D], and back
+_SHARED = "attention"  # the scope of what all layers share
 _HALF = 0.5  # a factor that costs no bits
 
 
@@ -68,6 +70,13 @@ class _InPlaceBuilder(GraphBuilder):
     def __init__(self) -> None:
         super().__init__()
         self.fields: dict[str, Any] = {}
+
+    @contextmanager
+    def scope_of_all(self, name: str) -> Iterator[None]:
+        """Prefix the names of nodes emitted inside with `name/` alone."""
+        outer, self._scope = self._scope, [name]
+        yield
+        self._scope = outer
 
     def has_attribute(self, name: str) -> bool:
         return name in self.fields
@@ -237,8 +246,10 @@ class _Bodies:
         return g.Slice(weights, [0], [-1], [3])
 
     def _once(self, key: Any, make: Callable[[], ir.Value]) -> ir.Value:
+        """Return what layers share; its nodes are in the scope of none."""
         if key not in self.shared:
-            self.shared[key] = make()
+            with self.g.scope_of_all(_SHARED):
+                self.shared[key] = make()
         return self.shared[key]
 
 

@@ -2,17 +2,16 @@
 
 A kernel of a node in the graph has the node's scope in its name. Bodies of functions are inlined,
 and their kernels' names say only which call of which function they are of.
-Calls of attention end in the order of the layers, so their order gives the layers. Those of linear
-attention write states at any time after their loops, so it is the loops that count. Other functions
-are experts, which a layer may lack, and roundings, of which it may have several. A call of these
-belongs where its result is used: to the layer of the next kernel with a scope in its name.
-The same holds for kernels that ONNX Runtime's optimizer inserted.
+Calls of the drafter's attention end in the order of the layers, so their order gives the layers.
+Experts belong to the layer of the last kernel before them with a scope in its name: the norm of the
+next layer may be the first that reads them. Other calls belong where their result is used: to the
+layer of the next such kernel. Linear attention writes states at any time after its loop, so it is
+the loop that counts. The same holds for kernels that ONNX Runtime's optimizer inserted.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -28,12 +27,7 @@ PARTS = {
 }
 KERNEL_SUFFIX = "_kernel_time"
 _INLINED = re.compile(r"_inlfunc_(?P<call>(?P<function>[A-Za-z0-9]+?)(?:_token_\d+)?)_/")
-# Functions of which each layer of a scope has one call.
-_ATTENTION = {
-    "DFlashVerifyAttention": "target",
-    "DFlashGatedDelta": "target",
-    "DFlashDraftAttention": "drafter",
-}
+_DRAFT_ATTENTION, _EXPERTS = "DFlashDraftAttention", "DFlashMoE"
 # Functions with one call in the graph, and the layer that it is.
 _SINGLE = {"DFlashAdjust": "adjust", "DFlashAccept": "accept", "DFlashLookup": "lookup"}
 _LOOP = re.compile(r"_/Loop(_\d+)?_kernel_time$")
@@ -118,24 +112,37 @@ def _layers_by_call(
     names: Sequence[str], calls: Sequence[InlinedCall | None], by_scope: Sequence[str]
 ) -> dict[str, str]:
     """Return the layer of each call, by the call's name."""
-    last_kernels = {}
-    loops = {}
+    first_kernels: dict[InlinedCall, int] = {}
+    last_kernels: dict[InlinedCall, int] = {}
+    loops: dict[InlinedCall, int] = {}
     for index, (name, call) in enumerate(zip(names, calls, strict=True)):
         if call is not None:
+            first_kernels.setdefault(call, index)
             last_kernels[call] = index
             if _LOOP.search(name):
                 loops[call] = index
     positions = last_kernels | loops
-    num_calls: Counter[str] = Counter()
+    num_drafting = 0
     layers = {}
     for call in sorted(positions, key=positions.__getitem__):
-        if call.function in _ATTENTION:
-            scope = _ATTENTION[call.function]
-            layer = f"{scope}/layers.{num_calls[scope]}"
-            num_calls[scope] += 1
+        if call.function == _DRAFT_ATTENTION:
+            layer = f"drafter/layers.{num_drafting}"
+            num_drafting += 1
         elif call.function in _SINGLE:
             layer = _SINGLE[call.function]
+        elif call.function == _EXPERTS:
+            layer = _layer_before(names, first_kernels[call])
         else:
-            layer = by_scope[last_kernels[call]]
+            layer = by_scope[positions[call]]
         layers[call.name] = layer
     return layers
+
+
+def _layer_before(names: Sequence[str], index: int) -> str:
+    """Return the layer of the last kernel before one that has a layer in its name, or ""."""
+    for name in reversed(names[:index]):
+        if inlined_call(name) is None and name.startswith("/"):
+            layer = layer_in_scope(name.removesuffix(KERNEL_SUFFIX))
+            if layer:
+                return layer
+    return ""
