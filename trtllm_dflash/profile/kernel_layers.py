@@ -3,10 +3,10 @@
 A kernel of a node in the graph has the node's scope in its name. Bodies of functions are inlined,
 and their kernels' names say only which call of which function they are of.
 Calls of the drafter's attention end in the order of the layers, so their order gives the layers.
-Experts belong to the layer of the last kernel before them with a scope in its name: the norm of the
-next layer may be the first that reads them. Other calls belong where their result is used: to the
-layer of the next such kernel. Linear attention writes states at any time after its loop, so it is
-the loop that counts. The same holds for kernels that ONNX Runtime's optimizer inserted.
+Experts belong to the layer of the last kernel before them with a scope in its name. Behind them the
+norm of the next layer may be the first to read their result. Other calls belong where their result
+is used: to the layer of the next such kernel. So do kernels that ONNX Runtime's optimizer inserted.
+Linear attention writes states at any time after its loop, so it is the loop that counts.
 """
 
 from __future__ import annotations
