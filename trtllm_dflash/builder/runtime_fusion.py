@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from trtllm_dflash.builder.runtime_attention import write_attention
 from trtllm_dflash.engine_dir.files import JOINED, JOINED_COLUMNS
+from trtllm_dflash.graph.column_split import split_node
 from trtllm_dflash.graph.weight_only import PRODUCT, RUNTIME_DOMAIN
 
 _SKIP_NORM = "SkipSimplifiedLayerNormalization"
@@ -88,15 +89,7 @@ def _join(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
         metadata_props={JOINED_COLUMNS: JOINED.join(map(str, sizes))},
     )
     name = f"{first.name}/split"
-    lengths = ir.Value(name=f"{name}.sizes", const_value=ir.tensor(np.array(sizes), name=name))
-    graph.register_initializer(lengths)
-    split = ir.node(
-        "Split",
-        [product.outputs[0], lengths],
-        {"axis": 1},
-        num_outputs=len(nodes),
-        name=name,
-    )
+    split = split_node(graph, product.outputs[0], sizes, name)
     product.outputs[0].name = f"{name}/joined"
     graph.insert_before(first, [product, split])
     _replace(graph, nodes, split.outputs)

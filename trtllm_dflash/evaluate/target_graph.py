@@ -16,6 +16,7 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import JOINED, JOINED_COLUMNS
 from trtllm_dflash.engine_dir.io_tensors import HISTORY
 from trtllm_dflash.errors import EngineError
+from trtllm_dflash.graph.column_split import split_node
 
 HEAD = "lm_head"
 _ACCEPT = "DFlashAccept"
@@ -146,19 +147,11 @@ def _split(product: ir.Node, columns: list[int]) -> ir.Node:
     The step itself may turn all parts at once, and never have them apart.
     """
     name = f"{product.name}/columns"
-    lengths = ir.Value(name=f"{name}.sizes", const_value=ir.tensor(columns, name=name))
-    split = ir.node(
-        "Split",
-        [product.outputs[0], lengths],
-        {"axis": 1},
-        num_outputs=len(columns),
-        name=name,
-    )
-    for number, output in enumerate(split.outputs):
-        output.name = f"{name}.{number}"
     graph = product.graph
     assert isinstance(graph, ir.Graph)
-    graph.register_initializer(lengths)
+    split = split_node(graph, product.outputs[0], columns, name)
+    for number, output in enumerate(split.outputs):
+        output.name = f"{name}.{number}"
     graph.insert_after(product, split)
     return split
 
