@@ -4,7 +4,7 @@ BIN := .venv/bin
 PAIR := examples/demo_pair
 CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/*/*.h tests/*/*.cpp)
 
-.PHONY: help demo test test-all test-oldest lint format docs gpu-check bench bench-sampling bench-profile bench-grammar bench-prefix-cache bench-build bench-layers bench-quantization bench-serving bench-serve serve-demo triton-demo clean
+.PHONY: help demo test test-all test-whole test-oldest lint format docs gpu-check bench bench-sampling bench-profile bench-grammar bench-prefix-cache bench-build bench-layers bench-quantization bench-serving bench-serve serve-demo triton-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -86,16 +86,21 @@ triton-demo: .venv/.demo demo/cpu/manifest.json .venv-triton/.ready  ## serve th
 
 # loadfile: the tests of a file share their engines, so they stay in one process. Without the reordering by the number of
 # tests, files of few long tests would come last, and one process would wait for the other.
-# -rs: what was skipped, and why.
-PYTEST := $(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder
+# -rs: what was skipped, and why. A failure is told at once. A process that dies ends the run: a new one would wait for
+# ever for the tests of the dead one.
+PYTEST := $(BIN)/python -m pytest -rs --instafail -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test: .venv/.test  ## lint, types and the quick tests (under 5 minutes from a fresh clone)
 	$(MAKE) -j 2 lint demo/plain/manifest.json demo/cpu/manifest.json
 	$(PYTEST) -m 'not slow'
 
 test-all: export DFLASH_REQUIRE_ALL := 1
-test-all: .venv/.test-all engines .venv-triton/.ready test  ## all tests (about 40 minutes)
+test-all: .venv/.test-all engines .venv-triton/.ready test  ## all tests, some cases of large tables (30 minutes)
 	$(PYTEST) -m slow
+
+test-whole: export DFLASH_REQUIRE_ALL := 1
+test-whole: .venv/.test-all engines .venv-triton/.ready test  ## all tests, every case of large tables (an hour)
+	$(PYTEST) -m slow --whole-tables
 
 .venv-oldest/.ready: pyproject.toml .ci/oldest.py
 	$(PYTHON) -m venv .venv-oldest

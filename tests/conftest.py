@@ -4,6 +4,7 @@ tests/fixtures/tiny_models.py.
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 # Processes of a parallel run share the cores: pools of threads in each would wait for each other.
@@ -48,14 +49,25 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--whole-tables`, as `make test-whole` says it."""
+    parser.addoption(
+        "--whole-tables", action="store_true", help="run every case of tests marked `sample`"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run slow tests first; skip tests marked `demo` whose engines are not built.
+
+    Of tests marked `sample(n)` n cases run, or all with --whole-tables.
 
     `demo` needs the engines plain and cpu, which `make test` builds; `demo("sm120")` needs that
     one too, which `make demo` and `make test-all` build.
     """
     # The long files first, so that no process of a parallel run ends with one.
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    if not config.getoption("whole_tables"):
+        _leave_samples(config, items)
     if REQUIRE_ALL:
         return
     for item in items:
@@ -64,6 +76,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if not all((DEMO / engine / "manifest.json").exists() for engine in engines):
                 reason = "the demo engines are not built: run `make demo`"
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _leave_samples(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave n cases of each test marked `sample(n)`.
+
+    A hash of their names chooses. So each run has the same ones, of all parts of a regular table.
+    """
+    tables: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sample"):
+            tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out: list[pytest.Item] = []
+    for cases in tables.values():
+        marker = cases[0].get_closest_marker("sample")
+        assert marker is not None
+        (count,) = marker.args
+        cases.sort(key=lambda item: hashlib.sha256(item.nodeid.encode()).digest())
+        left_out += cases[count:]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        others = set(left_out)
+        items[:] = [item for item in items if item not in others]
 
 
 @pytest.hookimpl(wrapper=True)

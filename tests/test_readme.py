@@ -36,7 +36,7 @@ MODULES = {
     "bounds": set(),  # a program, nvdisasm
     "browser": {"axe_playwright_python", "PIL", "playwright"},
     "demo": {"gguf"},
-    "profile": {"matplotlib"},
+    "profile": {"matplotlib", "PIL"},
     "quantize": {"modelopt", "torch"},
     "rtx": {"tensorrt_rtx", "cuda"},
     "serve": {"fastapi", "httptools", "prometheus_client", "pydantic", "starlette", "uvicorn"},

@@ -140,13 +140,20 @@ def test_drafts_have_the_noise_of_their_positions(library: Library) -> None:
         np.testing.assert_array_equal(got[3 * slot : 3 * slot + 3], want)
 
 
-@pytest.mark.parametrize(("rows", "vocab"), [(7, 211), (3, 40_003)])
+@pytest.mark.parametrize(("slots", "rows", "vocab"), [(1, 7, 211), (2, 6, 211), (1, 3, 40_003)])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_plugin_launches_what_the_library_does(
-    rows: int, vocab: int, temperature: float, module: EmulatedModule, emulated: Library
+    slots: int,
+    rows: int,
+    vocab: int,
+    temperature: float,
+    module: EmulatedModule,
+    emulated: Library,
 ) -> None:
+    """It tells the kernels which slot a row is of, whose noise counts."""
     logits = np.random.default_rng(rows).integers(-9, 9, (rows, vocab)).astype(BFLOAT16)
-    given = argmax_arrays({"logits": logits}, slots=1, temperature=temperature)
+    given = argmax_arrays({"logits": logits}, slots=slots, temperature=temperature)
     got = enqueue("DFlashArgmax", given, {})["places"]
-    np.testing.assert_array_equal(got, run_argmax(emulated, logits, temperature=temperature))
+    want = run_argmax(emulated, logits, slots=slots, temperature=temperature)
+    np.testing.assert_array_equal(got, want)
     assert module.launched == [(f"dflash_argmax_{part}", 77) for part in ("scan", "choose")]

@@ -183,7 +183,7 @@ def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> Non
         held = {"cubin": cubins[key], **held} if name == holder else {}
         assert layer.fields == {**fields, "cubin_sha256": digest, **held}
         spec = OPS[operator]
-        num_inputs = 6 if "Attention" in operator else len(spec.plugin_inputs)
+        num_inputs = sum(not tensor.optional for tensor in spec.plugin_inputs)
         assert (layer.num_inputs, layer.num_outputs) == (num_inputs, len(spec.outputs))
         in_place = (-1, 3, 4) if "Attention" in operator else (-1,) * len(spec.outputs)
         in_place = (-1, 1) if operator == "DFlashAdjust" else in_place

@@ -100,6 +100,14 @@ def test_accept_is_checked(module: Any, sampling: str) -> None:
     speed_choices.check_accept(tensors, greedy=greedy)
 
 
+def test_a_tensor_that_nobody_gives_is_named(module: Any) -> None:
+    """A kernel would read it from address 0."""
+    tensors = speed_choices.accept_tensors(2, 5, 3001, {}, 0, "cpu")
+    del tensors["adjusts"], tensors["num_new"]
+    with pytest.raises(ValueError, match="DFlashAccept needs adjusts, num_new"):
+        _launch(module, "DFlashAccept", {}, tensors)
+
+
 def test_select_is_checked(module: Any) -> None:
     tensors = speed_choices.select_tensors(2, 3, 3001, 0, "cpu")
     _launch(module, "DFlashSelect", {"top_k": 16}, tensors)

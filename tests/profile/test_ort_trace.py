@@ -83,14 +83,16 @@ def test_breakdown_parts_and_layers_add_up(found: Profile) -> None:
 
 
 def test_kernels_of_attention_go_to_their_layer() -> None:
-    """Bodies of operators are inlined, and calls are told apart by their order."""
+    """Bodies of operators are inlined. A call belongs to the layer that its result goes to."""
     names = {
         "/target/embed_kernel_time": 1,
         "/target/layers.0/q_proj/MatMul_kernel_time": 10,
         "_inlfunc_DFlashVerifyAttention_token_9_/Softmax_kernel_time": 100,
+        "/target/layers.0/o_proj/MatMul_kernel_time": 1000,
         "/target/layers.1/q_proj/MatMul_kernel_time": 20,
         "_inlfunc_DFlashVerifyAttention_/Shape_kernel_time": 200,
         "_inlfunc_DFlashVerifyAttention_/Softmax_kernel_time": 2000,
+        "/target/layers.1/o_proj/MatMul_kernel_time": 20000,
         "/target/lm_head/MatMul_kernel_time": 3,
         "_inlfunc_DFlashAccept_/ArgMax_kernel_time": 4,
         "/accept/Cast_kernel_time": 40,
@@ -105,8 +107,8 @@ def test_kernels_of_attention_go_to_their_layer() -> None:
     found = {layer: round(seconds * 1e6) for layer, seconds in seconds_by_layer(events).items()}
     assert found == {
         "target": 1,
-        "target/layers.0": 110,
-        "target/layers.1": 2220,
+        "target/layers.0": 1110,
+        "target/layers.1": 22220,
         "target/lm_head": 3,
         "accept": 44,
         "drafter/layers.0": 505,

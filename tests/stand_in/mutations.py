@@ -172,7 +172,6 @@ MUTATIONS: Mapping[str, Mutation] = {
     "scores are scaled twice": _params("attention", _set("scale", 1 / 64)),
     "acceptance reads rows of another width": _params("accept", _add("width", -1)),
     "an id of the vocabulary is left out": _params("accept", _add("vocab", -1)),
-    "drafts have the noise of another slot": _params("argmax", _add("slot_rows", 1)),
     "lookup leaves a draft out": _params("lookup", _add("num_drafts", -1)),
     "the history forgets the step's tokens": _params("adjust", _set("width", 0)),
     "kernels go to another stream": _wrapped(

@@ -70,7 +70,12 @@ def answers_to_odd_values(oracle: Engine) -> dict[str, str]:
     answers = oracle.generate(list(prompts.values()), max_tokens=2)
     texts = {name: answer.text for name, answer in zip(prompts, answers, strict=True)}
     (hot,) = oracle.generate(["ab"], max_tokens=2, temperature=2.0**63, seed=0)
-    return texts | {f"temperature={2**63}": hot.text}
+    texts[f"temperature={2**63}"] = hot.text
+    forms: dict[str, Any] = {"guided_regex": "NaN", "guided_choice": ["NaN"]}
+    for name, form in forms.items():
+        (kept_to,) = oracle.generate(["ab"], max_tokens=2, **{name: form})
+        texts[f"{name}='NaN'"] = kept_to.text
+    return texts
 
 
 @pytest.mark.parametrize(

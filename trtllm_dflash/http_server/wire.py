@@ -22,6 +22,7 @@ from trtllm_dflash.options.tools import MAX_TOOLS
 
 MAX_BIASES = 1024
 MAX_MESSAGES = 4096
+MAX_MODEL_NAME = 1024
 MAX_PARTS = 1024  # of a message
 MAX_PROMPTS = 128  # of a completion request
 _INT64 = 2**63
@@ -55,7 +56,7 @@ class DraftDetails(Strict):
 class GenerationBody(Strict):
     """The fields that both endpoints have."""
 
-    model: str = Field(max_length=1024)
+    model: str = Field(max_length=MAX_MODEL_NAME)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(default=None, ge=0, le=MAX_FLOAT32)

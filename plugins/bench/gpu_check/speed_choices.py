@@ -50,6 +50,8 @@ def accept_tensors(
         "past_len": one(100, torch.int32),
         **settings,
         "noise_key": torch.randint(2**31, (batch, 4), device=device, generator=generator),
+        "adjusted": logits,  # counts in no slot: none asks for it
+        "adjusts": one(0, torch.int32),
         "new_ids": torch.full((batch, rows), -7, dtype=torch.int64, device=device),
         "num_new": one(-7, torch.int32),
         "next_len": one(-7, torch.int32),

@@ -73,10 +73,19 @@ class Machine:
 
 
 def launcher(operator: Operator, tensors: Tensors) -> Launch:
-    """Return a function that launches an operator on torch's stream, for tensors such as these."""
+    """Return a function that launches an operator on torch's stream, for tensors such as these.
+
+    Raises:
+        ValueError: naming the tensors that the operator needs and is not given. Its kernel would
+            read from address 0.
+    """
     spec = operator.spec
-    own = [tensor.name for tensor in spec.outputs if not tensor.aliases]
-    names = [name for name in (*(t.name for t in spec.plugin_inputs), *own) if name in tensors]
+    own = [tensor for tensor in spec.outputs if not tensor.aliases]
+    every = [*spec.plugin_inputs, *own]
+    missing = [each.name for each in every if not each.optional and each.name not in tensors]
+    if missing:
+        raise ValueError(f"{spec.name} needs {', '.join(missing)}, which nobody gives")
+    names = [each.name for each in every if each.name in tensors]
     device = tensors[names[0]].device
 
     def dims(given: Tensors) -> dict[str, tuple[int, ...]]:
