@@ -4,7 +4,7 @@ BIN := .venv/bin
 PAIR := examples/demo_pair
 CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/*/*.h tests/*/*.cpp)
 
-.PHONY: help demo test test-all test-whole test-oldest lint format docs gpu-check bench bench-sampling bench-profile bench-grammar bench-prefix-cache bench-build bench-layers bench-quantization bench-serving bench-serve serve-demo triton-demo clean
+.PHONY: help demo test test-all test-whole test-oldest lint format docs gpu-check bench bench-sampling bench-profile bench-nodes bench-grammar bench-prefix-cache bench-build bench-layers bench-quantization bench-serving bench-serve serve-demo triton-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -167,6 +167,10 @@ demo/gguf/Q4_0.gguf: $(PAIR)/convert_target.py | .venv/.demo
 .PHONY: bench-peers
 bench-peers: .venv/.test-all engines $(INTEGER_ENGINES) demo/gguf/Q4_0.gguf $(PEERS)  ## against llama.cpp, Hugging Face and the reference package (12 minutes)
 	$(BIN)/python examples/benchmark/against_llama_cpp.py --json examples/benchmark/against_llama_cpp.json
+
+bench-nodes: .venv/.demo engines  ## what the nodes of a CPU engine's step cost (1 minute)
+	$(BIN)/python examples/benchmark/step_nodes.py demo/plain-int8 demo/int8 demo/plain demo/cpu \
+		--json examples/benchmark/step_nodes.json
 
 bench-grammar: .venv/.test-all engines  ## steps and times of JSON answers, and of requests beside them (5 minutes)
 	$(BIN)/python examples/benchmark/grammar.py demo/cpu

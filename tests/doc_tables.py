@@ -64,6 +64,13 @@ def against_llama_cpp() -> str:
     return table.strip()
 
 
+def step_nodes() -> str:
+    """Return the table of what the nodes of a CPU step cost, from the measured figures."""
+    script = example("benchmark/step_nodes.py")
+    table: str = script.markdown(json.loads((BENCHMARK / "step_nodes.json").read_text()))
+    return table
+
+
 def serve() -> str:
     """Return the tables of what serving costs, from the measured figures."""
     path = BENCHMARK / "serve.json"
@@ -145,6 +152,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "examples/benchmark/README.md": {
         "drafts": drafts,
         "against llama.cpp": against_llama_cpp,
+        "step nodes": step_nodes,
         "serve": serve,
     },
 }

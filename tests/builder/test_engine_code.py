@@ -23,6 +23,7 @@ pytest.importorskip("cuda.bindings.nvrtc")
 LAYERS = (2, 4)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("slots", "drafts", "plugins", "profiles", "limit"),
     [

@@ -202,6 +202,7 @@ def test_the_plan_is_near_the_demo_engines(arch: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("options", "sizes", "drafts"),
     [

@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from tests.fixtures.chosen import chosen
 from tests.fixtures.tiny_models import BLOCK, DRAFTER_VARIANTS, tiny_drafter, tiny_target
 from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
@@ -93,18 +94,19 @@ def _compile(directory: Path, model_type: str, variant: str) -> tuple[bytes, byt
 
 @pytest.fixture(scope="module")
 def compiled(
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[tuple[str, str], Future[tuple[bytes, bytes]]]]:
     """Yield all cases, compiling in two processes: a crash of TensorRT is then a failed test."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield {
             case: pool.submit(_compile, tmp_path_factory.mktemp("case"), *case)
-            for case in CASES
+            for case in chosen(request, "model_type", "variant")
         }
         pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.slow
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
 def test_every_target_and_mask_variant_compiles_for_every_arch(
     model_type: str, variant: str, compiled: dict[tuple[str, str], Future[tuple[bytes, bytes]]]
@@ -387,13 +389,11 @@ def test_the_progress_of_compiling_is_shown() -> None:
 @pytest.mark.slow
 def test_a_plugin_compiles_in_the_builders_environment_alone() -> None:
     command = [sys.executable, "-m", "tests.builder.plugin_probe"]
-    root = Path(__file__).parents[2]
+    options = {"cwd": Path(__file__).parents[2], "capture_output": True, "text": True}
     with worker_environment() as environment:
-        inside = subprocess.run(
-            command, env=environment, cwd=root, capture_output=True, text=True, check=False
-        )
+        inside = subprocess.run(command, env=environment, check=False, **options)
     assert inside.returncode == 0, inside.stderr
     assert int(inside.stdout) > 1000
-    outside = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    outside = subprocess.run(command, check=False, **options)
     assert outside.returncode == -6
     assert "terminate called" in outside.stderr

@@ -20,6 +20,7 @@ import pytest
 
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.nvrtc")
+from tests.fixtures.chosen import chosen
 from tests.fixtures.pairwise import Case, pairwise
 from tests.fixtures.tiny_hybrid import quantized_hybrid, tiny_hybrid
 from tests.fixtures.tiny_models import tiny_drafter
@@ -184,19 +185,25 @@ def _in_place(network: Any) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 @pytest.fixture(scope="module")
-def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Future[Built]]]:
-    """Start to build all of CASES, two at a time."""
+def builds(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[int, Future[Built]]]:
+    """Start to build the engines of all tests, two at a time."""
     with parser_processes(2) as pool:
-        yield [pool.submit(_build, tmp_path_factory.mktemp("hybrid"), case) for case in CASES]
+        yield {
+            index: pool.submit(_build, tmp_path_factory.mktemp("hybrid"), CASES[index])
+            for (index,) in chosen(request, "index")
+        }
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize(
     ("index", "case"),
     list(enumerate(CASES)),
     ids=map(_label, CASES),
 )
 def test_states_and_windows_are_updated_in_place(
-    index: int, case: Case, builds: list[Future[Built]]
+    index: int, case: Case, builds: dict[int, Future[Built]]
 ) -> None:
     """Each cache's output is its input's memory, and no layer of the engine copies one."""
     built = builds[index].result(timeout=1200)

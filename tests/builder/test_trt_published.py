@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.fixtures.chosen import chosen
 from tests.fixtures.published import SCHEMES, published_copy, twin_of
 from tests.fixtures.quantized import read_tensors
 from tests.fixtures.tiny_models import tiny_target
@@ -49,9 +50,11 @@ ENGINES: list[Case] = [
 
 @pytest.fixture(scope="module")
 def reports(
-    two_at_once: Executor, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    two_at_once: Executor,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[Case, Future[BuildReport]]:
-    """Start to build all of ENGINES, with our kernels, which need heads of 64, and one without."""
+    """Start to build the engines with our kernels, which need heads of 64, and one without."""
 
     def build(
         folder: Path, arch: str, name: str, experts: bool, plugins: bool = True
@@ -72,10 +75,11 @@ def reports(
     without = two_at_once.submit(build, folder, *WITHOUT_KERNELS, plugins=False)
     return {("without", "", False): without} | {
         case: two_at_once.submit(build, tmp_path_factory.mktemp("engine"), *case)
-        for case in ENGINES
+        for case in chosen(request, "arch", "name", "experts")
     }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(("arch", "name", "experts"), ENGINES)
 def test_an_engine_directory(
     arch: str, name: str, experts: bool, reports: dict[Case, Future[BuildReport]]

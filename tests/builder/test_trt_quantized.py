@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from tests.fixtures.chosen import chosen
 from tests.fixtures.quantized import quantized_copy, read_tensors, write_tensors
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from trtllm_dflash.builder.build_engine import BuildReport, build_engine
@@ -83,17 +84,18 @@ def _compile(directory: Path, model_type: str, name: str) -> tuple[bytes, bytes,
 
 @pytest.fixture(scope="module")
 def compiled(
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[tuple[str, str], Future[tuple[bytes, bytes, bool]]]]:
     """Yield all cases, compiling in two processes: a crash of TensorRT is then a failed test."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield {
             case: pool.submit(_compile, tmp_path_factory.mktemp("case"), *case)
-            for case in CASES
+            for case in chosen(request, "model_type", "name")
         }
         pool.shutdown(cancel_futures=True)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("model_type", "name"), CASES)
 def test_a_quantized_pair_compiles_with_packed_weights(
     model_type: str,
@@ -129,9 +131,11 @@ ENGINES: list[Case] = [
 
 @pytest.fixture(scope="module")
 def reports(
-    two_at_once: Executor, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    two_at_once: Executor,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[Case, Future[BuildReport]]:
-    """Start to build all of ENGINES, with our kernels, which need heads of 64."""
+    """Start to build the engines of all tests, with our kernels, which need heads of 64."""
 
     def build(folder: Path, arch: str, name: str, kv_cache: bool) -> BuildReport:
         source = tiny_target(folder / "source", num_layers=1, head_dim=64)
@@ -144,10 +148,11 @@ def reports(
 
     return {
         case: two_at_once.submit(build, tmp_path_factory.mktemp("engine"), *case)
-        for case in ENGINES
+        for case in chosen(request, "arch", "name", "kv_cache")
     }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(("arch", "name", "kv_cache"), ENGINES)
 def test_an_engine_directory(
     arch: str, name: str, kv_cache: bool, reports: dict[Case, Future[BuildReport]]

@@ -62,6 +62,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_logits_are_those_of_the_makers_numbers(family: str, name: str, tmp_path: Path) -> None:
     source = tiny_target(tmp_path / "source", family, dtype="BF16", tied=family == "qwen3")
@@ -73,6 +74,7 @@ def test_logits_are_those_of_the_makers_numbers(family: str, name: str, tmp_path
     )
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ["fine_grained", "fp8", "fp8_channel", "fp8_block", "nvfp4"])
 def test_logits_of_a_mixture_of_experts(name: str, tmp_path: Path) -> None:
     source = tiny_qwen3_moe(tmp_path / "source", sizes={"expert_size": 48}, dtype="BF16")
@@ -85,6 +87,7 @@ def test_logits_of_a_mixture_of_experts(name: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ["fine_grained", "fp8_channel"])
 @pytest.mark.parametrize("family", ["qwen3_5_vl", "qwen3_5_moe", "qwen3_next"])
 def test_logits_of_hybrids(family: str, name: str, tmp_path: Path) -> None:

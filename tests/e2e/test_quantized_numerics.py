@@ -119,6 +119,7 @@ def assert_same_but_for_boundaries(
     assert rows.max() < effect, (rows.max(), effect)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_logits_are_those_of_the_rounded_numbers(
@@ -138,6 +139,7 @@ def test_logits_are_those_of_the_rounded_numbers(
     )
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("family", ["qwen3_5_vl", "qwen3_5_moe", "qwen3_next"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_logits_of_hybrids(family: str, name: str, tmp_path: Path) -> None:
@@ -267,6 +269,7 @@ def test_a_draft_vocabulary_reads_rows_of_a_quantized_head(name: str, tmp_path: 
     assert len(np.unique(drafts[0])) > 4
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("kv_cache_dtype", [None, "fp8", "fp8_cast"])

@@ -66,6 +66,22 @@ def test_linear_attention_is_measured(tmp_path: Path) -> None:
     assert row["rest_ms"] > 0
 
 
+@pytest.mark.demo("plain-int8", "int8")
+def test_nodes_of_a_step_are_measured(tmp_path: Path) -> None:
+    """Rows of each engine, and a goal that a made-up share reaches."""
+    engines = ("demo/plain-int8", "demo/int8")
+    out = _run(
+        "benchmark/step_nodes.py", *engines, "--steps", "3", "--json", f"{tmp_path}/n.json"
+    )
+    assert "Goal, one row of plain-int8: at most 20% other." in out
+    facts = json.loads((tmp_path / "n.json").read_text())
+    found = [(row["engine"], row["rows"]) for row in facts["steps"]]
+    assert found == [("plain-int8", 1), ("plain-int8", 4), *(("int8", n) for n in (1, 4, 8))]
+    assert all(row["products_ms"] > row["attention_ms"] > 0 for row in facts["steps"])
+    facts["steps"][0]["other_share"] = 0.2
+    assert "20.0%: reached." in example("benchmark/step_nodes.py").markdown(facts)
+
+
 def test_build_cost_is_measured(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     _run("benchmark/build_cost.py", "--layers", "2", "--json", str(tmp_path / "cost.json"))

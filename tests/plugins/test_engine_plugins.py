@@ -5,8 +5,9 @@ message, not an exit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ FAKE = {
 }
 FP8 = "fp8 "  # before an arch: with the target's caches in FP8
 SCALES = {0: (0.25, 0.013), 1: (1.0, 0.5)}
-Futures = dict[tuple[str, str, str], Future[Compiled]]
+EngineOf = Callable[[str, str, str], Compiled]
 
 
 @pytest.fixture(scope="module")
@@ -79,27 +80,30 @@ def _models(directory: Path, model_type: str, variant: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def engines(pool: Executor, tmp_path_factory: pytest.TempPathFactory) -> Futures:
-    """Compile every pair for every arch, and one pair without plugins under the arch ""."""
-    made: Futures = {}
-    for key, arch in product(FAKE, ARCHS):
-        compiling(key, arch)
-    kernels = {arch: {key: compiled(key, arch).code for key in FAKE} for arch in ARCHS}
-    for pair in PAIRS:
+def engine_of(pool: Executor, tmp_path_factory: pytest.TempPathFactory) -> EngineOf:
+    """`engine_of(model_type, variant, arch)` compiles a pair.
+
+    With FP8 before the arch, the target's caches are FP8. The arch "" has no plugins.
+    """
+
+    @cache
+    def kernels(arch: str) -> dict[KernelVariant, bytes]:
+        for key in FAKE:
+            compiling(key, arch)
+        return {key: compiled(key, arch).code for key in FAKE}
+
+    @cache
+    def models(model_type: str, variant: str) -> tuple[dict[str, Any], Path]:
         directory = tmp_path_factory.mktemp("pair")
-        models = _models(directory, *pair)
-        for arch in ARCHS:
-            made[*pair, arch] = pool.submit(
-                compile_pair, models, directory, arch, kernels[arch]
-            )
-        if pair in FP8_PAIRS:
-            for arch in ARCHS:
-                made[*pair, FP8 + arch] = pool.submit(
-                    compile_pair, models, directory, arch, kernels[arch], SCALES
-                )
-        if pair == ("llama", "mixed"):
-            made[*pair, ""] = pool.submit(compile_pair, models, directory, "sm120", {})
-    return made
+        return _models(directory, model_type, variant), directory
+
+    def compile_one(model_type: str, variant: str, arch: str) -> Compiled:
+        bare = arch.removeprefix(FP8)
+        given = *models(model_type, variant), bare or "sm120", kernels(bare) if bare else {}
+        scales = (SCALES,) if arch != bare else ()
+        return pool.submit(compile_pair, *given, *scales).result(timeout=600)
+
+    return compile_one
 
 
 def _expected_fields(variant: str, fp8: bool = False) -> dict[str, dict[str, float]]:
@@ -142,25 +146,23 @@ def _expected_fields(variant: str, fp8: bool = False) -> dict[str, dict[str, flo
     return fields
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize(("model_type", "variant"), PAIRS)
 def test_every_target_and_mask_variant_has_its_plugins(
-    model_type: str, variant: str, arch: str, engines: Futures
+    model_type: str, variant: str, arch: str, engine_of: EngineOf
 ) -> None:
-    _check_engine(
-        engines[model_type, variant, arch].result(timeout=600), variant, arch, fp8=False
-    )
+    _check_engine(engine_of(model_type, variant, arch), variant, arch, fp8=False)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize(("model_type", "variant"), FP8_PAIRS)
 def test_the_targets_caches_may_be_fp8(
-    model_type: str, variant: str, arch: str, engines: Futures
+    model_type: str, variant: str, arch: str, engine_of: EngineOf
 ) -> None:
     """Bound as FP8 and written in place; each layer has its scales and the kernel of FP8 caches."""
-    _check_engine(
-        engines[model_type, variant, FP8 + arch].result(timeout=600), variant, arch, fp8=True
-    )
+    _check_engine(engine_of(model_type, variant, FP8 + arch), variant, arch, fp8=True)
 
 
 def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> None:
@@ -215,8 +217,8 @@ def _check_engine_layers(found: Compiled, in_place: list[str]) -> None:
     assert plugins == {name + profile for name in in_place for profile in ("", " [profile 1]")}
 
 
-def test_without_plugins_there_is_none(engines: Futures) -> None:
-    found = engines["llama", "mixed", ""].result(timeout=600)
+def test_without_plugins_there_is_none(engine_of: EngineOf) -> None:
+    found = engine_of("llama", "mixed", "")
     assert found.layers == ()
     assert found.kernels == {}
     assert "kv_positions" in found.inputs

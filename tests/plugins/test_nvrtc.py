@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
+from tests.fixtures.chosen import chosen
 from tests.plugins.cubins import (
     ATTENTION_KEYS,
     DELTA_KEY,
@@ -67,8 +68,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def all_under_way() -> None:
-    for key, arch in COMPILED:
+def all_under_way(request: pytest.FixtureRequest) -> None:
+    for key, arch in chosen(request, "key", "arch"):
         compiling(key, arch)
 
 
@@ -79,6 +80,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("launches")
 
 
+@pytest.mark.sample(28)
 @pytest.mark.parametrize(("key", "arch"), COMPILED, ids=str)
 def test_few_spills_and_no_more_shared_memory_than_there_is(
     key: KernelVariant, arch: str, all_under_way: None, launches: ModuleType

@@ -133,7 +133,7 @@ def test_kernels_in_a_loop_are_in_its_time() -> None:
         kernel("/target/layers.2/out_proj/Gemm", 391, 1),
     ]
     run = {"name": "model_run", "ts": 0, "dur": 400}
-    (found,) = ort_trace._traced_runs([run, *events])
+    (found,) = ort_trace.traced_runs([run, *events])
     seconds = seconds_by_layer(found.kernels)
     assert {layer: round(each * 1e6) for layer, each in seconds.items()} == {
         "target/layers.0": 5 + 100 + 3 + 9,
@@ -328,7 +328,7 @@ def test_breakdown_by_differences_needs_both_engines(found: Profile) -> None:
 def test_trace_that_lacks_steps_is_refused(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ort_trace, "_traced_runs", lambda _: [])
+    monkeypatch.setattr(ort_trace, "traced_runs", lambda _: [])
     config = EngineConfig.load(engine)
     with pytest.raises(EngineError, match=r"steps ran, and ONNX Runtime's trace has 0"):
         trace_step_breakdowns(

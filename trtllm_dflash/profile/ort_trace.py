@@ -38,7 +38,7 @@ class _PairedRun:
 
 
 @dataclass(frozen=True)
-class _TracedRun:
+class TracedRun:
     """One run of the graph in ONNX Runtime's trace: its time, and its kernels' events in order."""
 
     seconds: float
@@ -85,7 +85,7 @@ def trace_step_breakdowns(
         for batch in batches:
             for draft_len in names:
                 steps += _decode((traced, untraced), batch, draft_len, prompts, max_tokens)
-        runs = _traced_runs(json.loads(traced.end_trace().read_bytes()))
+        runs = traced_runs(json.loads(traced.end_trace().read_bytes()))
     if len(runs) != len(steps):
         raise EngineError(
             f"{directory}: {len(steps)} steps ran, and ONNX Runtime's trace has {len(runs)}. "
@@ -152,7 +152,7 @@ def _timed_step(session: OrtSession, batch: int, draft_len: int) -> tuple[float,
     return perf_counter() - start, gained
 
 
-def _traced_runs(events: Sequence[Mapping[str, Any]]) -> list[_TracedRun]:
+def traced_runs(events: Sequence[Mapping[str, Any]]) -> list[TracedRun]:
     """Return all runs of the graph in a trace, in order."""
 
     def start(event: Mapping[str, Any]) -> Any:
@@ -162,7 +162,7 @@ def _traced_runs(events: Sequence[Mapping[str, Any]]) -> list[_TracedRun]:
     model_runs.sort(key=start)
     kernels = [event for event in events if _is_kernel(event)]
     kernels.sort(key=start)
-    runs = [_TracedRun(event["dur"] * 1e-6, []) for event in model_runs]
+    runs = [TracedRun(event["dur"] * 1e-6, []) for event in model_runs]
     next_starts = [start(event) for event in model_runs[1:]]
     index = 0
     for event in _outermost(kernels):
