@@ -31,6 +31,17 @@ REQUIRE_ALL = os.environ.get("DFLASH_REQUIRE_ALL") == "1"
 ELSEWHERE = frozenset({"speculators", "triton"})
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """Let builds of all processes of a run share the kernels that they compile."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DFLASH_CUBIN_CACHE", str(folder / "kernels"))
+        yield
+
+
 def import_or_fail(name: str, skip: Callable[..., Any] = pytest.importorskip) -> Any:
     """Import a module as `pytest.importorskip` does, but fail if one that we install is missing."""
     return skip(name) if name in ELSEWHERE else import_module(name)

@@ -168,10 +168,12 @@ def compile_in_subprocess(key: KernelVariant, arch: str) -> Cubin:
 
 def main() -> None:
     """Serve `compile_in_subprocess`."""
+    from trtllm_dflash.trt_plugins.cubin_cache import cached_kernel
+
     arch, source, *sizes = sys.argv[1:]
     pairs = (size.split("=") for size in sizes)
     try:
-        cubin = compile_kernel(
+        cubin = cached_kernel(
             KernelVariant(source, tuple((name, int(value)) for name, value in pairs)), arch
         )
     except BuildError as error:
