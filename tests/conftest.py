@@ -31,6 +31,13 @@ REQUIRE_ALL = os.environ.get("DFLASH_REQUIRE_ALL") == "1"
 ELSEWHERE = frozenset({"speculators", "triton"})
 
 
+@pytest.fixture(scope="session")
+def random_cases(pytestconfig: pytest.Config) -> Callable[[int], int]:
+    """`random_cases(n)`: how many of n random cases run. A third, or all with --whole-tables."""
+    whole = pytestconfig.getoption("whole_tables")
+    return lambda count: count if whole else -(-count // 3)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
     """Let builds of all processes of a run share the kernels that they compile."""

@@ -42,7 +42,7 @@ def made(
     return {case: two_at_once.submit(build, case) for (case,) in chosen(request, "case")}
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_plan_is_near_the_engine(
     case: PlanCase, made: dict[PlanCase, Future[Made]]

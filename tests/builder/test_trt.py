@@ -106,7 +106,7 @@ def compiled(
 
 
 @pytest.mark.slow
-@pytest.mark.sample(6)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
 def test_every_target_and_mask_variant_compiles_for_every_arch(
     model_type: str, variant: str, compiled: dict[tuple[str, str], Future[tuple[bytes, bytes]]]

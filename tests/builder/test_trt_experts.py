@@ -4,7 +4,6 @@ weights, and the memory.
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from tests.fixtures.quantized import quantized_copy, read_tensors
 from tests.fixtures.tiny_models import tiny_drafter
 from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
 from tests.graph.test_moe_layer import HEADS, share_scales
-from trtllm_dflash.builder.build_engine import BuildReport, build_engine, plan_build
+from trtllm_dflash.builder.build_engine import build_engine, plan_build
 from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.checkpoint.loader import load_target
 from trtllm_dflash.engine_dir import manifest
@@ -58,7 +57,6 @@ def _config(
     return BuildConfig(str(targets[name]), output, str(drafter), **{**SIZES, **options})
 
 
-Case = tuple[str, str, bool]  # target, arch, whether with our kernels
 BLACKWELL = [
     ("gpt_oss", "sm120"),
     ("qwen3_moe", "sm120"),
@@ -69,29 +67,13 @@ WITHOUT = [*BLACKWELL, ("gpt_oss", "sm80"), ("qwen3_moe", "sm89")]
 WITH = [*BLACKWELL, ("gpt_oss", "sm80")]
 
 
-@pytest.fixture(scope="module")
-def reports(
-    targets: dict[str, Path], two_at_once: Executor, tmp_path_factory: pytest.TempPathFactory
-) -> dict[Case, Future[BuildReport]]:
-    """Start to build all engines."""
-
-    def build(output: Path, name: str, arch: str, plugins: bool) -> BuildReport:
-        return build_engine(_config(targets, name, output, arch=arch, plugins=plugins))
-
-    cases = [
-        (*case, plugins) for plugins, some in ((False, WITHOUT), (True, WITH)) for case in some
-    ]
-    return {
-        case: two_at_once.submit(build, tmp_path_factory.mktemp("moe") / "engine", *case)
-        for case in cases
-    }
-
-
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("name", "arch"), WITHOUT)
 def test_without_kernels(
-    name: str, arch: str, targets: dict[str, Path], reports: dict[Case, Future[BuildReport]]
+    name: str, arch: str, targets: dict[str, Path], tmp_path: Path
 ) -> None:
-    report = reports[name, arch, False].result(timeout=600)
+    output = tmp_path / "engine"
+    report = build_engine(_config(targets, name, output, arch=arch, plugins=False))
     assert manifest.check(report.directory, deep=True) == []
     engine = (report.directory / "rank0.engine").read_bytes()
     assert (_packed(targets["gpt_oss"]) in engine) == (name == "gpt_oss" and arch == "sm120")
@@ -109,11 +91,12 @@ def test_experts_are_stored_once_where_a_step_is_one_token(tmp_path: Path) -> No
     assert engine.stat().st_size < 1.7 * weights  # 1.5 with the code; stored twice 2.4
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("name", "arch"), WITH)
 def test_with_our_kernels(
-    name: str, arch: str, targets: dict[str, Path], reports: dict[Case, Future[BuildReport]]
+    name: str, arch: str, targets: dict[str, Path], tmp_path: Path
 ) -> None:
-    report = reports[name, arch, True].result(timeout=600)
+    report = build_engine(_config(targets, name, tmp_path / "engine", arch=arch))
     formats = {
         "gpt_oss": ", weight_format 1",
         "qwen3_moe": "",

@@ -196,7 +196,7 @@ def builds(
         }
 
 
-@pytest.mark.sample(7)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("index", "case"),
     list(enumerate(CASES)),

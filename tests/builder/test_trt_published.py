@@ -79,7 +79,7 @@ def reports(
     }
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("arch", "name", "experts"), ENGINES)
 def test_an_engine_directory(
     arch: str, name: str, experts: bool, reports: dict[Case, Future[BuildReport]]

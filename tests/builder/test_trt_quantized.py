@@ -95,7 +95,7 @@ def compiled(
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("model_type", "name"), CASES)
 def test_a_quantized_pair_compiles_with_packed_weights(
     model_type: str,
@@ -152,7 +152,7 @@ def reports(
     }
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("arch", "name", "kv_cache"), ENGINES)
 def test_an_engine_directory(
     arch: str, name: str, kv_cache: bool, reports: dict[Case, Future[BuildReport]]

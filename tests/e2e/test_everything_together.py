@@ -3,14 +3,13 @@ decoding alone.
 
 Requests share slots and a prefix cache. They have penalties, biases, forbidden words, grammars,
 samplings, sources and numbers of drafts of their own. Some are cancelled on their way.
-DFLASH_COMBINATIONS says how many; the figures are printed (pytest -s).
+`make test-whole` has all 320; the figures are printed (pytest -s).
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -30,7 +29,7 @@ from trtllm_dflash.runtime.request_handle import RequestHandle
 pytest.importorskip("llguidance")
 pytestmark = [pytest.mark.slow, pytest.mark.demo]
 
-COMBINATIONS = int(os.environ.get("DFLASH_COMBINATIONS", "320"))
+COMBINATIONS = 320
 TOGETHER = 8  # requests that are sent at once, to four slots
 MOST_TOKENS = 20
 BEGINNINGS = (
@@ -164,11 +163,13 @@ def _was_cancelled(caller: Caller) -> bool:
     return isinstance(caller.end, FinishInfo) and caller.end.finish_reason == "cancelled"
 
 
-def test_random_combinations(engine: Engine, plain: Engine) -> None:
-    random = Random(11)
+def test_random_combinations(
+    engine: Engine, plain: Engine, random_cases: Callable[[int], int]
+) -> None:
+    random, count = Random(11), random_cases(COMBINATIONS)
     tally: Counter[str] = Counter()
     with engine.serve(prompt_tokens_per_step=16) as server:
-        for _ in range(-(-COMBINATIONS // TOGETHER)):
+        for _ in range(-(-count // TOGETHER)):
             wishes = [random_wish(random, engine) for _ in range(TOGETHER)]
             callers = []
             for wish in wishes:
@@ -189,8 +190,8 @@ def test_random_combinations(engine: Engine, plain: Engine) -> None:
                     tally[name] += 1
         assert server.stats.waiting == server.stats.slots_in_use == 0
     print(dict(tally))
-    assert tally["requests"] >= COMBINATIONS
+    assert tally["requests"] >= count
     for name in ("stop", "length", "cancelled", "cached tokens", "bad_words", "logit_bias"):
         assert tally[name], name
     for source in ("dflash", "lookup"):
-        assert tally[f"accepted from {source}"] > COMBINATIONS // 4
+        assert tally[f"accepted from {source}"] > count // 4

@@ -120,7 +120,7 @@ def test_every_family_with_a_drafter(
 
 
 @pytest.mark.slow
-@pytest.mark.sample(12)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("block_size", [2, 3, 7])
 @pytest.mark.parametrize("variant", DRAFTER_VARIANTS)
 @pytest.mark.parametrize("name", ["llama", "qwen3"])

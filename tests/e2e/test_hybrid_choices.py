@@ -46,7 +46,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> HybridTargets:
     return HybridTargets(tmp_path_factory.mktemp("hybrids"))
 
 
-@pytest.mark.sample(16)
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
 def test_tokens_equal_hugging_faces(case: Case, targets: HybridTargets, tmp_path: Path) -> None:
     target = targets(case["name"], tied=case["tied"], fused=case["fused"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -22,8 +23,9 @@ def test_some_mutants_end_in_our_words_or_right() -> None:
 
 
 @pytest.mark.slow
-def test_all_mutants_end_in_our_words_or_right() -> None:
+def test_many_mutants_end_in_our_words_or_right(random_cases: Callable[[int], int]) -> None:
     pytest.importorskip("onnxruntime")
-    kinds = counts_without_faults(try_mutant, MUTANTS, seconds=PATIENCE)
-    assert kinds["refused"] > MUTANTS / 2
-    assert kinds["accepted"] > 10
+    count = random_cases(MUTANTS)
+    kinds = counts_without_faults(try_mutant, count, seconds=PATIENCE)
+    assert kinds["refused"] > count / 2
+    assert kinds["accepted"] > count / 70

@@ -21,6 +21,7 @@ from trtllm_dflash.options.build import BuildConfig
 pytestmark = pytest.mark.slow
 
 Compare = Callable[..., str]
+Few = Callable[..., range]
 
 
 @pytest.fixture(scope="module")
@@ -59,31 +60,43 @@ def run(
     return counts
 
 
-def test_logits_of_accepted_configurations(bases: Path, tmp_path: Path) -> None:
-    counts = run(transformers_twin.compare_logits, range(300), bases, tmp_path)
-    assert counts["equal"] > 100
-    assert counts["refused"] > 50
+@pytest.fixture
+def few(random_cases: Callable[[int], int]) -> Few:
+    """`few(start, stop)` are the first numbers of a range, as many as run."""
+    return lambda start, stop: range(start, start + random_cases(stop - start))
 
 
-def test_logits_of_accepted_hybrids(bases: Path, tmp_path: Path) -> None:
-    counts = run(transformers_twin.compare_logits, range(-200, 0), bases, tmp_path)
-    assert counts["equal"] > 30
-    assert counts["refused"] > 80
+def test_logits_of_accepted_configurations(bases: Path, tmp_path: Path, few: Few) -> None:
+    numbers = few(0, 300)
+    counts = run(transformers_twin.compare_logits, numbers, bases, tmp_path)
+    assert counts["equal"] > len(numbers) / 3
+    assert counts["refused"] > len(numbers) / 6
 
 
-def test_tokens_of_accepted_configurations(bases: Path, tmp_path: Path) -> None:
-    counts = run(transformers_twin.compare_tokens, range(1000, 1260), bases, tmp_path)
-    assert counts["equal"] >= 100
+def test_logits_of_accepted_hybrids(bases: Path, tmp_path: Path, few: Few) -> None:
+    numbers = few(-200, 0)
+    counts = run(transformers_twin.compare_logits, numbers, bases, tmp_path)
+    assert counts["equal"] > len(numbers) / 7
+    assert counts["refused"] > len(numbers) / 3
 
 
-def test_tokens_of_accepted_hybrids(bases: Path, tmp_path: Path) -> None:
-    counts = run(transformers_twin.compare_tokens, range(-1060, -1000), bases, tmp_path)
-    assert counts["equal"] >= 10
+def test_tokens_of_accepted_configurations(bases: Path, tmp_path: Path, few: Few) -> None:
+    numbers = few(1000, 1260)
+    counts = run(transformers_twin.compare_tokens, numbers, bases, tmp_path)
+    assert counts["equal"] > len(numbers) / 3
 
 
-def test_settings_of_generate_are_followed_or_named(bases: Path, tmp_path: Path) -> None:
+def test_tokens_of_accepted_hybrids(bases: Path, tmp_path: Path, few: Few) -> None:
+    numbers = few(-1060, -1000)
+    counts = run(transformers_twin.compare_tokens, numbers, bases, tmp_path)
+    assert counts["equal"] > len(numbers) / 8
+
+
+def test_settings_of_generate_are_followed_or_named(
+    bases: Path, tmp_path: Path, few: Few
+) -> None:
     output = build_here(BuildConfig(str(bases / "llama"), tmp_path / "e", max_seq_len=128))
-    engine = Engine.load(output, num_threads=1)
-    counts = run(transformers_twin.compare_generation, range(150), bases, tmp_path, engine)
-    assert counts["equal"] > 60
-    assert counts["named"] > 10
+    engine, numbers = Engine.load(output, num_threads=1), few(0, 150)
+    counts = run(transformers_twin.compare_generation, numbers, bases, tmp_path, engine)
+    assert counts["equal"] > len(numbers) / 3
+    assert counts["named"] > len(numbers) / 20

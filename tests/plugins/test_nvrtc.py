@@ -80,7 +80,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("launches")
 
 
-@pytest.mark.sample(28)
+@pytest.mark.sample(20)
 @pytest.mark.parametrize(("key", "arch"), COMPILED, ids=str)
 def test_few_spills_and_no_more_shared_memory_than_there_is(
     key: KernelVariant, arch: str, all_under_way: None, launches: ModuleType

@@ -82,7 +82,7 @@ def test_fault_of_an_operator_is_found(
         check_both(mutated, engines, near)
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("name", mutations.MUTATIONS)
 def test_fault_is_found(
     quick_stand_in: StandIn, pair_engines: Callable[[str], Engines], name: str
