@@ -35,6 +35,7 @@ def place(
 
 @pytest.mark.slow
 @pytest.mark.skipif(STRACE is None and not REQUIRE_ALL, reason="strace is not installed")
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("home", "command", "needs"),
     [
