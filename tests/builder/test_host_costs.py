@@ -104,7 +104,8 @@ def _measured() -> Iterator[tuple[int, int]]:
         for build in json.loads((BENCHMARK / name).read_text())["builds"]:
             yield build["plan_bytes"], build["own_memory"]
     for row in json.loads((BENCHMARK / "quantization.json").read_text())["rows"]:
-        yield row["sm120"], row["gpu_build_memory"]
+        if "sm120" in row:  # integers are for CPUs alone
+            yield row["sm120"], row["gpu_build_memory"]
     row = r"\| [A-Z]+\d+ \| ([\d.]+) GB \| ([\d.]+) GB \| (?:the same|([\d.]+) GB) \|"
     for weights, before, now in re.findall(row, (BENCHMARK / "README.md").read_text()):
         yield int(1e9 * float(weights)) + CODE, int(1e9 * float(now or before))
