@@ -53,7 +53,7 @@ def plan(name: str, arch: str = "sm120", **options: Any) -> MemoryPlan:
     return dry_run(name, arch, **options).plan
 
 
-@pytest.mark.parametrize("trials", [6, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trials", [6, pytest.param(120, marks=pytest.mark.slow)])
 def test_fits_and_at_most_are_one_rule(trials: int) -> None:
     """For random pairs, cards, lengths and batches, "fits" is "at most that batch or more"."""
     chosen = random.Random(trials)

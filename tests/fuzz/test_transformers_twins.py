@@ -76,20 +76,20 @@ def test_logits_of_accepted_configurations(bases: Path, tmp_path: Path, few: Few
 def test_logits_of_accepted_hybrids(bases: Path, tmp_path: Path, few: Few) -> None:
     numbers = few(-200, 0)
     counts = run(transformers_twin.compare_logits, numbers, bases, tmp_path)
-    assert counts["equal"] > len(numbers) / 7
-    assert counts["refused"] > len(numbers) / 3
+    assert counts["equal"] > len(numbers) * 30 / 200
+    assert counts["refused"] > len(numbers) * 80 / 200
 
 
 def test_tokens_of_accepted_configurations(bases: Path, tmp_path: Path, few: Few) -> None:
     numbers = few(1000, 1260)
     counts = run(transformers_twin.compare_tokens, numbers, bases, tmp_path)
-    assert counts["equal"] > len(numbers) / 3
+    assert counts["equal"] >= len(numbers) * 100 / 260
 
 
 def test_tokens_of_accepted_hybrids(bases: Path, tmp_path: Path, few: Few) -> None:
     numbers = few(-1060, -1000)
     counts = run(transformers_twin.compare_tokens, numbers, bases, tmp_path)
-    assert counts["equal"] > len(numbers) / 8
+    assert counts["equal"] >= len(numbers) * 10 / 60
 
 
 def test_settings_of_generate_are_followed_or_named(
@@ -98,5 +98,5 @@ def test_settings_of_generate_are_followed_or_named(
     output = build_here(BuildConfig(str(bases / "llama"), tmp_path / "e", max_seq_len=128))
     engine, numbers = Engine.load(output, num_threads=1), few(0, 150)
     counts = run(transformers_twin.compare_generation, numbers, bases, tmp_path, engine)
-    assert counts["equal"] > len(numbers) / 3
-    assert counts["named"] > len(numbers) / 20
+    assert counts["equal"] > len(numbers) * 60 / 150
+    assert counts["named"] > len(numbers) * 10 / 150
