@@ -86,9 +86,9 @@ triton-demo: .venv/.demo demo/cpu/manifest.json .venv-triton/.ready  ## serve th
 
 # loadfile: the tests of a file share their engines, so they stay in one process. Without the reordering by the number of
 # tests, files of few long tests would come last, and one process would wait for the other.
-# -rs: what was skipped, and why. A failure is told at once. A process that dies ends the run: a new one would wait for
+# -rsfE: what was skipped or failed, and why, at the end too. A failure is told at once. A process that dies ends the run: a new one would wait for
 # ever for the tests of the dead one.
-PYTEST := $(BIN)/python -m pytest -rs --instafail -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+PYTEST := $(BIN)/python -m pytest -rsfE --instafail -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test: .venv/.test  ## lint, types and the quick tests (under 5 minutes from a fresh clone)
 	$(MAKE) -j 2 lint demo/plain/manifest.json demo/cpu/manifest.json

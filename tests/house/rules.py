@@ -20,7 +20,7 @@ MAX_TEST_NAME, MAX_WORDS = 60, 25
 
 # From the bottom up: a room imports from rooms of lower rows only.
 FLOORS = (
-    ("environment", "errors", "log", "templates", "termination"),
+    ("environment", "errors", "log", "templates", "termination", "unique_keys"),
     ("atomic", "utf8_path"),
     ("catalog",),
     ("hardware", "trt", "tokenizing"),

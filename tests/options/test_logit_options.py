@@ -42,7 +42,7 @@ def test_no_bias_is_none(given: Any) -> None:
         ({"a": 1}, "a token of logit_bias is 'a', expected an integer"),
         ({True: 1}, "a token of logit_bias is True"),
         ({5: 1, "5": 2}, "logit_bias has token 5 twice"),
-        ('{"5": 1, "5": 2}', "logit_bias has a token twice"),
+        ('{"5": 1, "5": 2}', "logit_bias has the token '5' twice"),
         ([5], r"logit_bias is \[5\], expected a mapping"),
         ("[5]", r"logit_bias is \[5\], expected a mapping"),
         ("{", "logit_bias is not JSON"),

@@ -136,11 +136,14 @@ def client(server: Any) -> Iterator[Client]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without the server's environment, its tests are skipped, and say so."""
+    """Without the server's environment, tests of this folder that need it are skipped, and say so.
+
+    pytest hands over the items of all folders, and others have fixtures of the same names.
+    """
     if REQUIRE_ALL or local_server.packaged_servers():
         return
+    folder = Path(__file__).parent
     for item in items:
-        if "server" in getattr(item, "fixturenames", ()) or "start" in getattr(
-            item, "fixturenames", ()
-        ):
+        needs = {"server", "start"} & set(getattr(item, "fixturenames", ()))
+        if needs and item.path.is_relative_to(folder):
             item.add_marker(pytest.mark.skip(reason="no Triton server: run `make test-all`"))

@@ -115,7 +115,7 @@ def test_every_input_arrives() -> None:
         ({"text_input": b"a", "chat_template_kwargs": b"[1]"}, "expected an object in JSON"),
         (
             {"text_input": b"a", "chat_template_kwargs": b'{"a": 1, "a": 2}'},
-            "chat_template_kwargs: a key stands in it twice",
+            "chat_template_kwargs: the key 'a' stands in it twice",
         ),
         (
             {"system": b"b", "messages": b'[{"role": "system", "content": "c"}]'},

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from trtllm_dflash.options.checks import shown
+from trtllm_dflash.unique_keys import unique_keys
 
 
 class UniqueKeysRoute(APIRoute):
@@ -31,13 +32,8 @@ class _UniqueKeysRequest(Request):
 
     async def json(self) -> Any:
         """Return the parsed body; JSONDecodeError for a key that stands twice in an object."""
-        return json.loads(await self.body(), object_pairs_hook=_unique)
+        return json.loads(await self.body(), object_pairs_hook=unique_keys(_refusal))
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise json.JSONDecodeError(f"an object has the key {shown(twice)} twice", "", 0)
-    return found
+def _refusal(key: str) -> json.JSONDecodeError:
+    return json.JSONDecodeError(f"an object has the key {shown(key)} twice", "", 0)

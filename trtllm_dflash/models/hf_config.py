@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, overload
 
 from trtllm_dflash.errors import ConfigError, DFlashError
+from trtllm_dflash.unique_keys import unique_keys
 
 T = TypeVar("T", int, float, bool, str)
 D = TypeVar("D")
@@ -41,18 +41,14 @@ def parse_json(
     an object.
     """
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-            raise error(
-                f"{where}: the key {quote(twice)} appears twice, and readers differ in which one"
-                " they keep. Drop one."
-            )
-        return result
+    def refusal(key: str) -> DFlashError:
+        return error(
+            f"{where}: the key {quote(key)} appears twice, and readers differ in which one they"
+            " keep. Drop one."
+        )
 
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys(refusal))
     except RecursionError:
         raise error(
             f"{where}: the JSON is nested too deeply. Get an intact copy of the file."

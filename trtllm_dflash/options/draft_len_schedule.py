@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.checks import check_integer
+from trtllm_dflash.options.checks import check_integer, shown
+from trtllm_dflash.unique_keys import unique_keys
 
 _FORM = 'expected a JSON object from batch sizes to numbers of drafts, as in {"1": 7, "4": 3}'
 _MAX_INT = 2**31 - 1
@@ -80,7 +81,7 @@ class DraftLenSchedule:
     @classmethod
     def _parse(cls, text: bytes) -> DraftLenSchedule:
         try:
-            data = json.loads(text, object_pairs_hook=_reject_repetition)
+            data = json.loads(text, object_pairs_hook=unique_keys(_refusal))
         except (ValueError, RecursionError) as error:
             raise UsageError(f"not JSON ({error}); {_FORM}.") from error
         if not isinstance(data, dict):
@@ -106,10 +107,5 @@ def _batch_size(key: Any) -> Any:
     return int(key) if is_decimal and len(key) < 11 else key
 
 
-def _reject_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    rows: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in rows:
-            raise UsageError(f"the batch size {key!r} stands there twice.")
-        rows[key] = value
-    return rows
+def _refusal(key: str) -> UsageError:
+    return UsageError(f"the batch size {shown(key)} stands there twice.")

@@ -18,6 +18,7 @@ from trtllm_dflash.options.checks import (
 from trtllm_dflash.options.fields import cli_option
 from trtllm_dflash.options.logit_adjustments import MAX_BAD_WORDS, MAX_BIAS, MAX_BIASES
 from trtllm_dflash.options.row_sampling import RowSampling
+from trtllm_dflash.unique_keys import unique_keys
 
 MAX_BAD_WORD_LENGTH = 256  # characters
 _MAX_BIAS_CHARACTERS = 64 * MAX_BIASES
@@ -112,14 +113,11 @@ def _parsed(text: str) -> Any:
             f"logit_bias has {len(text)} characters, and at most {_MAX_BIAS_CHARACTERS} are read."
         )
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise UsageError("logit_bias has a token twice.")
-        return found
+    def refusal(key: str) -> UsageError:
+        return UsageError(f"logit_bias has the token {shown(key)} twice.")
 
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=unique_keys(refusal))
     except (ValueError, RecursionError) as error:
         problem = "too deep" if isinstance(error, RecursionError) else str(error)
         raise UsageError(

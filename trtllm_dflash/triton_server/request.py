@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.checks import shown
 from trtllm_dflash.options.draft_len import AUTO
 from trtllm_dflash.options.queueing import Queueing
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
@@ -28,6 +29,7 @@ from trtllm_dflash.triton_server.guidance_inputs import (
 )
 from trtllm_dflash.triton_server.io_table import ALL_INPUTS
 from trtllm_dflash.triton_server.parameters import resolve_aliases, unknown_input, values_of
+from trtllm_dflash.unique_keys import unique_keys
 
 _AUTO_DRAFT_LEN = -1  # the input is a number
 # Inputs that are options of `Engine.generate` under the same name.
@@ -196,14 +198,11 @@ def _json(name: str, text: str, wanted: type, expected: str) -> Any:
         UsageError: for a text that is none, or something else than `wanted`.
     """
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise UsageError(f"{name}: a key stands in it twice.")
-        return found
+    def refusal(key: str) -> UsageError:
+        return UsageError(f"{name}: the key {shown(key)} stands in it twice.")
 
     try:
-        value = json.loads(text, object_pairs_hook=unique)
+        value = json.loads(text, object_pairs_hook=unique_keys(refusal))
     except RecursionError:
         raise UsageError(f"{name}: the JSON is nested too deeply.") from None
     except ValueError as error:
