@@ -6,6 +6,7 @@ engines. There the checks of config.json and of the graph are all that is left.
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 import tempfile
@@ -34,7 +35,9 @@ BELIEVED = ("rank0.safetensors", "model.onnx")
 @cache
 def source() -> Path:
     """Return an engine, built once a process; it is not to be changed."""
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-engines-"))
+    temporary = tempfile.TemporaryDirectory(prefix="fuzz-engines-")
+    atexit.register(temporary.cleanup)
+    folder = Path(temporary.name)
     target = tiny_target(folder / "t", "qwen3", tied=True, eos_token_ids=(95,))
     drafter = tiny_drafter(folder / "d", target)
     sizes = {"max_batch_size": 2, "max_seq_len": 64, "max_num_tokens": 8}

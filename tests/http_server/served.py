@@ -29,15 +29,14 @@ class Served:
         self._environment = os.environ | (environment or {})
 
     def __enter__(self) -> Served:
-        self._errors = Path(tempfile.mkstemp(suffix=".log")[1])
-        with self._errors.open("w") as errors:
-            self.process = subprocess.Popen(
-                self._command,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=self._environment,
-            )
+        self._errors = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            self._command,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=self._environment,
+        )
         assert self.process.stdout is not None
         self.first_line = self.process.stdout.readline()
         found = re.search(r"at (http://\S+)/v1", self.first_line)
@@ -53,6 +52,7 @@ class Served:
     ) -> None:
         self.process.kill()
         self.process.wait()
+        self._errors.close()
 
     def next_lines(self, count: int) -> list[str]:
         """Return what stands after the first line."""
@@ -65,7 +65,8 @@ class Served:
         return self.process.wait(PATIENCE)
 
     def errors(self) -> str:
-        return self._errors.read_text()
+        """Return what it has written to stderr so far; its own place to write stays."""
+        return os.pread(self._errors.fileno(), 1 << 24, 0).decode()
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return httpx.get(self.url + path, timeout=PATIENCE, **options)

@@ -42,9 +42,9 @@ def test_the_demo_pair_under_load() -> None:
         growth = server.memory_kb() - before
         metrics = server.get("/metrics").text
         assert server.end() == 0
+        assert "Traceback" not in server.errors()
     print(f"{SECONDS:g} s, {AT_ONCE} at once: {dict(storm.tally)}")
     print(f"no wrong text, no slot in use; memory: {before} kB, then {growth} kB more")
     assert storm.tally["200"]
     assert growth < MAX_GROWTH_KB
     assert gauge(metrics, "dflash_requests_total") >= storm.tally["200"]
-    assert "Traceback" not in server.errors()

@@ -6,9 +6,9 @@ import json
 import shlex
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from tests.conftest import DEMO
 from tests.http_server.served import Served
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_for
 from trtllm_dflash.cli import main
 from trtllm_dflash.runtime.engine import Engine
 
@@ -112,20 +112,14 @@ def test_a_second_turn_is_in_the_prefix_cache(demo: Served) -> None:
 
 
 def test_sigterm_lets_a_stream_end() -> None:
-    with Served() as server:
-        got: list[str] = []
-
-        def ask() -> None:
-            body = {"prompt": "Once", "max_tokens": 60, "stream": True, "ignore_eos": True}
-            got.append(server.post("/v1/completions", **body).text)
-
-        thread = threading.Thread(target=ask)
-        thread.start()
-        while 'slots_in_use{model="demo"} 1.0' not in server.get("/metrics").text:
-            pass
+    body = {"prompt": "Once", "max_tokens": 200, "stream": True, "ignore_eos": True}
+    busy = 'slots_in_use{model="demo"} 1.0'
+    with Served() as server, ThreadPoolExecutor() as pool:
+        stream = pool.submit(server.post, "/v1/completions", **body)
+        wait_for(lambda: stream.done() or busy in server.get("/metrics").text)
+        assert not stream.done(), stream.result().text
         assert server.end() == 0
-        thread.join()
-        lines = [line for line in got[0].split("\n\n") if line]
+        lines = [line for line in stream.result().text.split("\n\n") if line]
         assert lines[-1] == "data: [DONE]"
         assert json.loads(lines[-2][6:])["choices"][0]["finish_reason"] == "length"
         assert "Traceback" not in server.errors()
@@ -161,9 +155,7 @@ def test_two_engines_by_name() -> None:
 
 def test_requests_answer_during_a_long_prompt(demo: Served) -> None:
     """The event loop is free while a prompt is made."""
-    long = threading.Thread(
-        target=demo.post, args=("/v1/completions",), kwargs={"prompt": "river " * 1500}
-    )
-    long.start()
-    assert httpx.get(f"{demo.url}/health", timeout=PATIENCE).status_code == 200
-    long.join()
+    with ThreadPoolExecutor() as pool:
+        long = pool.submit(demo.post, "/v1/completions", prompt="river " * 1500)
+        assert httpx.get(f"{demo.url}/health", timeout=PATIENCE).status_code == 200
+        assert long.result().status_code == 200

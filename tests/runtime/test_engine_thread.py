@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_for
 from tests.runtime import tiny_tokenizer as tiny
 from tests.runtime.callers import Caller, Gate
 from tests.runtime.fake_session import FakeSession, fake_config
@@ -30,10 +30,7 @@ def test_idle_thread_keeps_what_a_start_can_use(fake_engine: Callable[..., Engin
         server.submit([3], on_event=caller, max_tokens=3)
         caller.wait()
         before = session.kept
-        deadline = time.monotonic() + PATIENCE
-        while session.kept == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: session.kept != before)
 
 
 @pytest.mark.parametrize("lookahead", [0, 1])
@@ -97,8 +94,7 @@ def test_full_queue_refuses_and_recovers(fake_engine: Callable[..., Engine]) -> 
     with engine.serve(max_waiting=2) as server:
         callers = [Caller() for _ in range(4)]
         server.submit([3], on_event=callers[0])
-        while server.stats.waiting:
-            pass
+        wait_for(lambda: not server.stats.waiting)
         for caller in callers[1:3]:
             server.submit([3], on_event=caller)
         with pytest.raises(
@@ -150,14 +146,12 @@ def test_waiting_callers_are_polled_a_few_at_a_time(
                 max_tokens=80 if not number else 1,
             )
         gate.let(1)
-        while len(callers[0].pieces) < 2:  # from here on all are there
-            pass
+        wait_for(lambda: len(callers[0].pieces) >= 2)  # from here on all are there
         asked.clear()
         for _ in range(3):
             time.sleep(1.1 * SWEEP_SECONDS)
             gate.let(1)
-        while len(callers[0].pieces) < 5:
-            pass
+        wait_for(lambda: len(callers[0].pieces) >= 5)
         once = [number for number in asked if number]
         assert sorted(once) == sorted(set(once))
         assert MAX_POLLED_WAITING <= len(once) <= 4 * MAX_POLLED_WAITING
@@ -317,8 +311,7 @@ def test_stats_are_reported_and_end_at_zero(fake_engine: Callable[..., Engine]) 
     with engine.serve(on_stats=loads.append) as server:
         caller = Caller()
         server.submit([3] * 7, on_event=caller)
-        while not caller.pieces:
-            pass
+        wait_for(lambda: bool(caller.pieces))
         assert server.stats == EngineStats(
             0, slots=3, slots_in_use=1, cache_positions=270, cache_positions_in_use=7
         )

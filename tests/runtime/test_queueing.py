@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_for
 from tests.runtime.callers import Caller, Gate, scheduler_of
 from trtllm_dflash.errors import BusyError, DeadlineError, UsageError
 from trtllm_dflash.options.queueing import Queueing
@@ -133,8 +133,7 @@ def test_full_queue_says_when_to_come_back(fake_engine: Callable[..., Engine]) -
         assert first.retry_after is None
         assert str(first).endswith("Try again later.")
         gate.let(1)
-        while server.stats.waiting:
-            pass
+        wait_for(lambda: not server.stats.waiting)
         second = refusal()
         assert second.retry_after is not None
         assert str(second).endswith(f"Try again in {second.retry_after} s.")
