@@ -21,7 +21,14 @@ from typing import Any
 
 import torch
 from data import Dataset, Example, Teacher, TrainBatch, feature_rms, frequent_tokens, make_batch
-from drafter_model import BLOCK_SIZE, MASK_TOKEN_ID, Drafter, DrafterShape, save_drafter
+from drafter_model import (
+    BLOCK_SIZE,
+    MASK_TOKEN_ID,
+    Drafter,
+    DrafterShape,
+    load_drafter,
+    save_drafter,
+)
 from safetensors.torch import load_file
 from target_model import TARGET_LAYER_IDS
 
@@ -224,8 +231,10 @@ def prepare(
     return Frozen(embedding, head, to_reduced, scale, config), weights
 
 
-def build_drafter(args: argparse.Namespace, weights: dict[str, torch.Tensor]) -> Drafter:
-    """Return an initialised drafter that computes in BF16."""
+def build_drafter(
+    args: argparse.Namespace, weights: dict[str, torch.Tensor], scale: torch.Tensor
+) -> Drafter:
+    """Return a drafter that computes in BF16: a new one, or one that is trained further."""
     drafter = Drafter(DrafterShape(num_layers=args.layers, rope_theta=args.rope_theta))
     for name, parameter in drafter.named_parameters():
         if parameter.dim() == 2:
@@ -234,6 +243,9 @@ def build_drafter(args: argparse.Namespace, weights: dict[str, torch.Tensor]) ->
     drafter.norm.weight.data.copy_(weights["model.norm.weight"].float() * 0.2)
     if args.init_layers:
         init_from_target(drafter, weights, args.init_layers)
+    if args.continue_from:
+        drafter.load_state_dict(load_drafter(args.continue_from).state_dict())
+        drafter.fc.weight.data *= scale  # a saved one takes features as they are
     drafter.dtype = torch.bfloat16
     return drafter
 
@@ -254,7 +266,7 @@ def train(args: argparse.Namespace) -> None:
     dataset = Dataset(args.data, (len(TARGET_LAYER_IDS) + 1) * DrafterShape().hidden_size)
     LOGGER.info("%d examples, %d answer tokens", len(dataset.examples), dataset.answer_tokens())
     frozen, weights = prepare(args, dataset)
-    drafter, teacher = build_drafter(args, weights), Teacher(frozen.head)
+    drafter, teacher = build_drafter(args, weights, frozen.scale), Teacher(frozen.head)
     optimizer = build_optimizer(drafter, args.lr)
     source = batches(dataset, args.sequences, random.Random(args.seed))
     start = last_save = last_report = time.monotonic()
@@ -316,6 +328,9 @@ def main() -> None:
     parser.add_argument("--rope-theta", type=float, default=10000.0)
     parser.add_argument(
         "--init-layers", type=int, nargs="*", help="target layers to start from"
+    )
+    parser.add_argument(
+        "--continue-from", type=Path, help="drafter folder whose weights to start from"
     )
     parser.add_argument("--head-tokens", type=int, default=6144)
     parser.add_argument(
