@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from trtllm_dflash.builder.external_weights import stored_bytes
 from trtllm_dflash.builder.runtime_attention import write_attention
 from trtllm_dflash.engine_dir.files import JOINED, JOINED_COLUMNS
 from trtllm_dflash.graph.column_split import split_node
@@ -130,7 +131,9 @@ def _concatenated(graph: ir.Graph, values: Sequence[ir.Value | None]) -> ir.Valu
     dtype = tensors[0].dtype
 
     def rows() -> ir.TensorProtocol:
-        return ir.Tensor(np.concatenate([tensor.numpy() for tensor in tensors]), dtype=dtype)
+        # By our own reader: onnx_ir follows no link out of a checkpoint, where the user allowed it.
+        stored = np.concatenate([stored_bytes(tensor) for tensor in tensors])
+        return ir.Tensor(stored.view(dtype.numpy()).reshape(shape.numpy()), dtype=dtype)
 
     lazy = ir.LazyTensor(rows, dtype, shape, name=called)
     joined = ir.Value(name=called, shape=shape, type=ir.TensorType(dtype), const_value=lazy)
