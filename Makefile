@@ -86,9 +86,11 @@ triton-demo: .venv/.demo demo/cpu/manifest.json .venv-triton/.ready  ## serve th
 
 # loadfile: the tests of a file share their engines, so they stay in one process. Without the reordering by the number of
 # tests, files of few long tests would come last, and one process would wait for the other.
-# -rsfE: what was skipped or failed, and why, at the end too. A failure is told at once. A process that dies ends the run: a new one would wait for
-# ever for the tests of the dead one.
-PYTEST := $(BIN)/python -m pytest -rsfE --instafail -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# -rsfE: what was skipped or failed, and why, at the end too. A failure is told at once. A process that dies ends the run: a
+# new one would wait for ever for the tests of the dead one. A test that takes 25 minutes shows where it hangs and ends its
+# process; those that are asked to take longer run without make.
+PYTEST := $(BIN)/python -m pytest -rsfE --instafail -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
+	-o faulthandler_timeout=1500 -o faulthandler_exit_on_timeout=true
 
 test: .venv/.test  ## lint, types and the quick tests (under 5 minutes from a fresh clone)
 	$(MAKE) -j 2 lint demo/plain/manifest.json demo/cpu/manifest.json

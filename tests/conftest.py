@@ -38,15 +38,19 @@ def random_cases(pytestconfig: pytest.Config) -> Callable[[int], int]:
     return lambda count: count if whole else -(-count // 3)
 
 
+def shared_base(factory: pytest.TempPathFactory) -> Path:
+    """Return a run's folder, which all processes of a parallel one have in common."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session", autouse=True)
-def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
-    """Let builds of all processes of a run share the kernels that they compile."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
+def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
+    """Yield the folder in which builds of all processes of a run share what they compile."""
+    folder = shared_base(tmp_path_factory) / "kernels"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DFLASH_CUBIN_CACHE", str(folder / "kernels"))
-        yield
+        patch.setenv("DFLASH_CUBIN_CACHE", str(folder))
+        yield folder
 
 
 def import_or_fail(name: str, skip: Callable[..., Any] = pytest.importorskip) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from tests.conftest import shared_base
 from tests.plugins import cubins
 from tests.plugins.emulated_build import build_emulated, build_starter
 from tests.plugins.library import PLUGINS, GpuMemory, HostMemory, Library, run
@@ -37,11 +38,6 @@ def no_gpu(reason: str) -> None:
     pytest.skip(f"needs a GPU: {reason}")
 
 
-def _shared_base(factory: pytest.TempPathFactory) -> Path:
-    base = factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-
 def built_once(
     factory: pytest.TempPathFactory, name: str, build: Callable[[Path], Path]
 ) -> Path:
@@ -49,7 +45,7 @@ def built_once(
 
     The first process builds; the others wait for it.
     """
-    folder = _shared_base(factory) / name
+    folder = shared_base(factory) / name
     made = folder / "path"
     with FileLock(f"{folder}.lock"):
         if not made.exists():
@@ -59,12 +55,10 @@ def built_once(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shared_cubins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_cubins(compiled_kernels: Path) -> Path:
     """Return the folder in which processes of a parallel run share what NVRTC compiles."""
-    folder = _shared_base(tmp_path_factory) / "cubins"
-    folder.mkdir(exist_ok=True)
-    cubins.share(folder)
-    return folder
+    cubins.share(compiled_kernels)
+    return compiled_kernels
 
 
 @pytest.fixture(scope="session")

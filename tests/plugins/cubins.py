@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from filelock import FileLock
 
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ops import OPS
+from trtllm_dflash.trt_plugins.cubin_cache import kept_kernel
 from trtllm_dflash.trt_plugins.nvrtc import Cubin, compile_kernel
 
 HEAD_DIMS = (64, 96, 128, 256)
@@ -57,6 +57,7 @@ _shared: list[Path] = []
 
 def share(folder: Path) -> None:
     """Keep in `folder` what is compiled from now on, and take it from there."""
+    folder.mkdir(exist_ok=True)
     _shared[:] = [folder]
 
 
@@ -69,12 +70,8 @@ def compiling(key: KernelVariant, arch: str) -> Future[Cubin]:
 def _compile_once(key: KernelVariant, arch: str) -> Cubin:
     if not _shared:
         return compile_kernel(key, arch)
-    path = _shared[0] / f"{arch}, {key}"
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            path.write_bytes(pickle.dumps(compile_kernel(key, arch)))
-        found: Cubin = pickle.loads(path.read_bytes())
-        return found
+    with FileLock(_shared[0] / f"{arch}, {key}.lock"):
+        return kept_kernel(_shared[0], key, arch)
 
 
 def compiled(key: KernelVariant, arch: str) -> Cubin:

@@ -10,6 +10,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from trtllm_dflash.atomic.whole_file import write_whole
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.hardware.kernel_compiler import uncompilable_reason
@@ -29,7 +30,7 @@ def cached_kernel(key: KernelVariant, arch: str) -> Cubin:
     if not folder or uncompilable_reason() is not None:  # which compile_kernel says
         return compile_kernel(key, arch)
     try:
-        return _from(Path(folder), key, arch)
+        return kept_kernel(Path(folder), key, arch)
     except OSError as error:
         raise BuildError(
             f"{CUBIN_CACHE} names {folder!r}, which cannot keep kernels ({error}). Name a folder"
@@ -37,14 +38,20 @@ def cached_kernel(key: KernelVariant, arch: str) -> Cubin:
         ) from None
 
 
-def _from(folder: Path, key: KernelVariant, arch: str) -> Cubin:
+def kept_kernel(folder: Path, key: KernelVariant, arch: str) -> Cubin:
+    """Return a kernel from `folder`, or compile it and keep it there.
+
+    Raises:
+        BuildError: as `compile_kernel`.
+        OSError: if the folder cannot be read or written.
+    """
     code, log = (folder / f"{_name(key, arch)}.{suffix}" for suffix in ("cubin", "log"))
     if code.is_file() and log.is_file():
         return Cubin(key, arch, code.read_bytes(), log.read_text(encoding="utf-8"))
     cubin = compile_kernel(key, arch)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(log, cubin.log.encode())
-    _write(code, cubin.code)
+    write_whole(log, cubin.log)
+    write_whole(code, cubin.code)
     return cubin
 
 
@@ -54,10 +61,3 @@ def _name(key: KernelVariant, arch: str) -> str:
     _, *version = nvrtc.nvrtcVersion()
     facts = (source_digest(key.source), str(key), arch, *map(str, version))
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Let a file appear whole; several processes may write the same."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(path)
