@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_for
 
 _PUBLISHING_SECONDS = 1.0  # of a busy machine
 
@@ -97,9 +97,15 @@ class Client:
         """Load a model."""
         return self.post(f"/v2/repository/models/{model}/load", b"{}")
 
-    def unload(self, model: str) -> Reply:
-        """Unload a model."""
-        return self.post(f"/v2/repository/models/{model}/unload", b"{}")
+    def unload(self, model: str) -> None:
+        """Unload a model, and wait until its processes are gone: the answer comes before that."""
+        assert self.post(f"/v2/repository/models/{model}/unload", b"{}").status == 200
+        wait_for(lambda: model not in self.models_that_run())
+
+    def models_that_run(self) -> set[str]:
+        """Return the models that have a process, also those that come or go."""
+        (rows,) = self.post("/v2/repository/index", b"{}").responses
+        return {row["name"] for row in rows if row.get("state", "UNAVAILABLE") != "UNAVAILABLE"}
 
     def is_ready(self, model: str) -> bool:
         """Return whether the server calls a model ready."""

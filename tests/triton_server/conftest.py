@@ -129,10 +129,13 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def client(server: Any) -> Iterator[Client]:
-    """Make a client of the shared server; after each test its slots are empty."""
+    """Make a client of the shared server; after each test its slots are empty, and no other model
+    is loaded.
+    """
     client = Client(server.http, server.metrics)
     yield client
     wait_for(lambda: client.metrics("tiny")["dflash_slots_in_use"] == 0)
+    wait_for(lambda: client.models_that_run() == {"tiny"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

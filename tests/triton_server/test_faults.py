@@ -128,8 +128,8 @@ def test_unload_under_load(client: Client, long_text: str) -> None:
     assert all(reply.text == long_text for reply in replies), (
         "running requests end before the model is gone"
     )
-    wait_for(lambda: not client.is_ready("narrow"))
-    wait_for(lambda: client.load("narrow").status == 200)
+    assert not client.is_ready("narrow")
+    assert client.load("narrow").status == 200
     assert client.generate("narrow", text_input="ab", max_tokens=2).status == 200
     client.unload("narrow")
 
