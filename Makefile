@@ -4,7 +4,7 @@ BIN := .venv/bin
 PAIR := examples/demo_pair
 CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/*/*.h tests/*/*.cpp)
 
-.PHONY: help demo test test-all test-whole test-oldest lint format docs gpu-check bench bench-sampling bench-profile bench-nodes bench-grammar bench-prefix-cache bench-build bench-layers bench-quantization bench-serving bench-serve serve-demo triton-demo clean
+.PHONY: help demo test test-all test-whole test-oldest lint format docs gpu-check bench bench-sampling bench-profile bench-nodes bench-experts bench-grammar bench-prefix-cache bench-build bench-layers bench-quantization bench-serving bench-serve serve-demo triton-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -173,6 +173,9 @@ bench-peers: .venv/.test-all engines $(INTEGER_ENGINES) demo/gguf/Q4_0.gguf $(PE
 bench-nodes: .venv/.demo engines  ## what the nodes of a CPU engine's step cost (1 minute)
 	$(BIN)/python examples/benchmark/step_nodes.py demo/plain-int8 demo/int8 demo/plain demo/cpu \
 		--json examples/benchmark/step_nodes.json
+
+bench-experts: .venv/.test-all  ## a CPU step of 128 experts, in float32 and with integer weights (6 minutes, 16 GB of disk)
+	$(BIN)/python examples/benchmark/experts.py --json examples/benchmark/experts.json
 
 bench-grammar: .venv/.test-all engines  ## steps and times of JSON answers, and of requests beside them (5 minutes)
 	$(BIN)/python examples/benchmark/grammar.py demo/cpu

@@ -64,6 +64,13 @@ def against_llama_cpp() -> str:
     return table.strip()
 
 
+def experts() -> str:
+    """Return the table of steps with experts, as measured."""
+    script = example("benchmark/experts.py")
+    table: str = script.markdown(json.loads((BENCHMARK / "experts.json").read_text()))
+    return table
+
+
 def step_nodes() -> str:
     """Return the table of what the nodes of a CPU step cost, from the measured figures."""
     script = example("benchmark/step_nodes.py")
@@ -153,6 +160,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "drafts": drafts,
         "against llama.cpp": against_llama_cpp,
         "step nodes": step_nodes,
+        "experts": experts,
         "serve": serve,
     },
 }

@@ -14,7 +14,7 @@ from tests.fixtures.engines import build_here
 from tests.fixtures.quantized import quantized_copy
 from tests.fixtures.tiny_dflash2 import tiny_dflash2
 from tests.fixtures.tiny_hybrid import tiny_hybrid
-from tests.fixtures.tiny_moe import tiny_qwen3_moe
+from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
 from trtllm_dflash.builder.build_engine import plan_build
 from trtllm_dflash.builder.memory_plan import MemoryPlan
 from trtllm_dflash.builder.summary import summary_rows
@@ -24,6 +24,7 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.build import WEIGHT_ONLY, BuildConfig
 
 Make = Callable[..., Path]
+OF_WHOLE_BLOCKS = {"hidden": 64, "expert_size": 96}  # experts of such sizes are integers
 
 
 def test_gpus_are_refused(llama: Path, tmp_path: Path) -> None:
@@ -65,7 +66,9 @@ PAIRS: dict[str, Callable[[Make, Path], dict[str, str]]] = {
     "tied": lambda make, _: _of(make("qwen3", tied=True)),
     "untied with biases": lambda make, _: _of(make("qwen2")),
     "dflash2": _dflash2,
-    "experts": lambda _, folder: _of(tiny_qwen3_moe(folder / "moe")),
+    "experts": lambda _, folder: _of(tiny_qwen3_moe(folder / "moe", sizes=OF_WHOLE_BLOCKS)),
+    "experts of part blocks": lambda _, folder: _of(tiny_qwen3_moe(folder / "moe")),
+    "experts as one tensor": lambda _, folder: _of(tiny_gpt_oss(folder / "moe", mxfp4=False)),
     "hybrid": lambda _, folder: _of(tiny_hybrid(folder / "hybrid", "qwen3_next")),
 }
 
@@ -92,6 +95,8 @@ def test_the_file_is_what_the_plan_says(
     assert integers
     codes = {key.removesuffix("_scale") for key in integers if key.endswith("_scale")}
     assert all(tensors[key]["dtype"] == "U8" for key in codes)
+    experts = [key for key in codes if ".experts." in key]
+    assert bool(experts) is (name in ("experts", "experts as one tensor"))
     small = 0.03 * plan.engine_bytes + 2048  # norms lie in the graph, tables of positions here
     assert abs(sum(sizes.values()) - plan.engine_bytes) < small
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 
 from tests.e2e.conftest import EngineFactory
 from tests.fixtures.tiny_models import VOCAB, tiny_drafter, tiny_target
+from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
 from trtllm_dflash import Engine, Generation
 from trtllm_dflash.checkpoint.block_integers import BITS
 
 NEW_TOKENS = 24
+OF_WHOLE_BLOCKS = {"hidden": 64, "expert_size": 96}  # so that experts are integers
 PROMPTS = [np.random.default_rng(n).integers(0, VOCAB, n).tolist() for n in (1, 5, 8, 9, 27)]
 ROOT = Path(__file__).parents[2]
 DEMO, PAIR = ROOT / "demo", ROOT / "examples" / "demo_pair"
@@ -23,13 +26,22 @@ def _ids(answers: list[Generation]) -> list[list[int]]:
     return [answer.token_ids for answer in answers]
 
 
+TARGETS: dict[str, Callable[[Path], Path]] = {
+    "tied": lambda folder: tiny_target(folder, "qwen2", tied=True),
+    "untied": lambda folder: tiny_target(folder, "qwen2"),
+    "gpt_oss": lambda folder: tiny_gpt_oss(folder, mxfp4=False),
+    "qwen3_moe": lambda folder: tiny_qwen3_moe(folder, sizes=OF_WHOLE_BLOCKS),
+    "qwen3_moe_fused": lambda folder: tiny_qwen3_moe(folder, sizes=OF_WHOLE_BLOCKS, fused=True),
+}
+
+
 @pytest.mark.parametrize("precision", BITS)
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", TARGETS)
 def test_drafts_and_batches_change_no_token(
-    tied: bool, precision: str, engine: EngineFactory, tmp_path: Path
+    name: str, precision: str, engine: EngineFactory, tmp_path: Path
 ) -> None:
-    target = tiny_target(tmp_path / "target", "qwen2", tied=tied)
-    drafter = tiny_drafter(tmp_path / "drafter", target, variant="mixed")
+    target = TARGETS[name](tmp_path / "target")
+    drafter = tiny_drafter(tmp_path / "drafter", target, variant="mixed", num_taps=2)
     plain = engine(target, None, weight_only_precision=precision)
     speculative = engine(target, drafter, weight_only_precision=precision)
     alone = [_ids(plain.generate([prompt], max_tokens=NEW_TOKENS))[0] for prompt in PROMPTS]

@@ -82,6 +82,23 @@ def test_nodes_of_a_step_are_measured(tmp_path: Path) -> None:
     assert "20.0%: reached." in example("benchmark/step_nodes.py").markdown(facts)
 
 
+def test_experts_are_measured(tmp_path: Path) -> None:
+    """Integers are smaller and faster, and ratios are float32's time over theirs."""
+    sizes = ("--layers", "1", "--experts", "16", "--vocab-size", "512", "--rounds", "3")
+    out = _run("benchmark/experts.py", *sizes, "--json", f"{tmp_path}/experts.json")
+    facts = json.loads((tmp_path / "experts.json").read_text())
+    gigabytes = facts["engine_gb"]
+    assert gigabytes["int4"] < 0.7 * gigabytes["int8"] < 0.25 * gigabytes["float32"]
+    assert [(row["kind"], row["tokens"]) for row in facts["rows"]] == [
+        *(("step", count) for count in (1, 4, 8)),
+        ("prompt", 64),
+    ]
+    first = facts["rows"][0]["ms"]
+    ratio = first["float32"] / first["int8"]
+    assert ratio > 1
+    assert f"({ratio:.1f}× as fast)" in out
+
+
 def test_build_cost_is_measured(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     _run("benchmark/build_cost.py", "--layers", "2", "--json", str(tmp_path / "cost.json"))

@@ -142,6 +142,33 @@ def test_a_step_is_wider_where_lone_rows_differ(
     assert widths == [2, 1, 130, 44, 8]
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_processor_whose_experts_depend_on_others_is_refused(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        integer_rows, "_experts_rows_differ", {bits: True, 12 - bits: False}.get
+    )
+    with pytest.raises(EngineError, match=r"depends on the rows beside it"):
+        has_lone_rows(f"int{bits}")
+    has_lone_rows(f"int{12 - bits}")
+
+
+def test_experts_are_asked_for_lone_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question is put with one row, and 129, of an expert; with 4 bits each comes twice."""
+    asked: list[tuple[int, set[int]]] = []
+    inner = integer_rows._counts_that_differ
+
+    def ask(model: bytes, inputs: dict[str, np.ndarray], copies: int = 1) -> set[int]:
+        asked.append((copies, {len(rows) for rows in inputs.values()}))
+        return inner(model, inputs, copies)
+
+    monkeypatch.setattr(integer_rows, "_counts_that_differ", ask)
+    for bits in (8, 4):
+        assert integer_rows._experts_rows_differ.__wrapped__(bits) is False
+    assert asked == [(1, {131}), (2, {131})]
+
+
 @pytest.mark.parametrize("found", [{4: None, 8: False}, {4: False, 8: True}, {4: True}])
 def test_a_processor_whose_rows_depend_on_others_is_refused(
     found: dict[int, bool | None], monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,9 @@ from trtllm_dflash.checkpoint.block_integers import (
     BITS,
     bits_of,
     block_integer_bytes,
+    experts_are_rounded,
     is_rounded,
+    rows_and_columns,
 )
 from trtllm_dflash.checkpoint.held_weights import num_weights
 from trtllm_dflash.checkpoint.loader import Checkpoint
@@ -32,14 +34,21 @@ def integer_weight_bytes(
     """
     found = Counter[str]()
     for checkpoint in checkpoints.values():
+        experts = has_integer_experts(checkpoint)
         for name, info in checkpoint.tensors.items():
-            if not is_rounded(name, info):
+            if not is_rounded(name, info, experts=experts):
                 found[""] += num_weights(info) * bytes_per_weight
                 continue
-            rows, columns = info.shape
             bits = bits_of(name, precision)
-            found[_ALGOS[bits]] += block_integer_bytes(rows, columns, bits)
+            found[_ALGOS[bits]] += block_integer_bytes(*rows_and_columns(info), bits)
     bits = bits_of(HEAD, precision)
     columns = checkpoints["target"].config.hidden_size
     found[_ALGOS[bits]] += block_integer_bytes(draft_rows, columns, bits)
     return {name: size for name, size in found.most_common() if size}
+
+
+def has_integer_experts(checkpoint: Checkpoint[Any]) -> bool:
+    """Tell whether a model has experts, and of sizes that can be integers by block."""
+    config = checkpoint.config
+    moe = getattr(config, "moe", None)
+    return moe is not None and experts_are_rounded(config.hidden_size, moe.intermediate_size)

@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trtllm_dflash.builder.delta_memory import DeltaMemory
+from trtllm_dflash.builder.expert_scratch import expert_scratch
 from trtllm_dflash.builder.optimization_profiles import num_profiles
 from trtllm_dflash.builder.resolve import ResolvedModels
 from trtllm_dflash.checkpoint.formats import Holds
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.engine_dir.spare_states import SpareStates
-from trtllm_dflash.graph.kernel_specs import FP8_FORMAT, NVFP4_FORMAT
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.build import DTYPE_BYTES
 from trtllm_dflash.trt_plugins.attention_plans import attention_workspace
-from trtllm_dflash.trt_plugins.params import accept_plan, adjust_plan, moe_plan
+from trtllm_dflash.trt_plugins.params import accept_plan, adjust_plan
 
 _ROWS = 64  # by which caches grow
 _ANGLE_BYTES = 4  # of a cosine or sine in the tables of RoPE
@@ -337,27 +337,8 @@ class MemoryPlan:
         return delta.body_scratch(shape.slots, shape.rows, layers_share=not self._is_gpu)
 
     def _expert_bytes(self, shape: _StepShape) -> int:
-        """Return the scratch of a layer's experts; their body computes all for every row."""
-        target = self.models.target.config
-        moe = target.moe
-        if moe is None:
-            return 0
         rows = shape.slots * shape.rows
-        if not self._has_kernels:
-            widest = max(3 * moe.intermediate_size, moe.intermediate_size + target.hidden_size)
-            return rows * moe.num_experts * widest * self._dtype_bytes
-        formats = self.models.target.expert_formats
-        weight_format = FP8_FORMAT if formats else 0
-        if any(fmt.group_size is not None for fmt in formats):
-            weight_format = NVFP4_FORMAT  # MXFP4 takes as much
-        return moe_plan(
-            tokens=rows,
-            hidden=target.hidden_size,
-            inner_size=moe.intermediate_size,
-            experts=moe.num_experts,
-            top_k=moe.top_k,
-            weight_format=weight_format,
-        ).workspace_bytes
+        return expert_scratch(self.models, rows, self._dtype_bytes, kernels=self._has_kernels)
 
     def total_bytes(self) -> int:
         """Return the bytes of engine, steps and caches for all slots, and of spare states."""

@@ -12,6 +12,7 @@ Either way a weight is at most half a scale from what stands for it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ _ROWS_AT_ONCE = 2048  # whose float32 copies are in memory
 
 _TABLES = ("embed_tokens.weight", "lm_head.weight")
 _PARTS_OF_DELTA_NETS = ("in_proj_qkv.weight", "in_proj_qkvz.weight", "in_proj_z.weight")
+_EXPERTS, _FUSED_EXPERTS = ".experts.", ("gate_up_proj", "down_proj")
 _LINEARS = ("_proj.weight", "_projection.weight", "fc.weight", *_PARTS_OF_DELTA_NETS, *_TABLES)
 
 
@@ -44,10 +46,13 @@ class BlockIntegers:
     @classmethod
     def of(cls, weight: NDArray[np.float32], bits: int) -> BlockIntegers:
         """Round a weight [N, K] to codes of so many bits."""
-        parts = []
-        for start in range(0, len(weight), _ROWS_AT_ONCE):
-            rows = weight[start : start + _ROWS_AT_ONCE].astype(np.float32)
-            parts.append(_rounded(_by_block(rows), bits))
+        starts = range(0, len(weight), _ROWS_AT_ONCE)
+        return cls.of_parts((weight[start : start + _ROWS_AT_ONCE] for start in starts), bits)
+
+    @classmethod
+    def of_parts(cls, weights: Iterable[NDArray[np.float32]], bits: int) -> BlockIntegers:
+        """Round weights [N, K], and put them below each other; one is in memory at a time."""
+        parts = [_rounded(_by_block(weight.astype(np.float32)), bits) for weight in weights]
         packed, scales, zero_points = (
             np.concatenate(part) for part in zip(*parts, strict=True)
         )
@@ -79,13 +84,29 @@ def num_blocks(columns: int) -> int:
     return -(-columns // BLOCK_LENGTH)
 
 
-def is_rounded(name: str, info: TensorInfo) -> bool:
+def is_rounded(name: str, info: TensorInfo, *, experts: bool = False) -> bool:
     """Tell whether an engine has this tensor in block integers: of linears, head and embedding.
 
-    Experts stay as they are, since their operator takes no such weights. So do small linears by
-    which a model decides: routers, and gates of experts and states.
+    So are those of experts, if `experts` are. Small linears stay as they are by which a model
+    decides: routers, and gates of experts and states.
     """
-    return len(info.shape) == 2 and ".experts." not in name and name.endswith(_LINEARS)
+    if _EXPERTS in name:
+        return experts and len(info.shape) > 1 and name.endswith((*_FUSED_EXPERTS, *_LINEARS))
+    return len(info.shape) == 2 and name.endswith(_LINEARS)
+
+
+def experts_are_rounded(hidden_size: int, intermediate_size: int) -> bool:
+    """Tell whether experts of these sizes can be block integers: of whole blocks alone."""
+    return hidden_size % BLOCK_LENGTH == 0 and intermediate_size % BLOCK_LENGTH == 0
+
+
+def rows_and_columns(info: TensorInfo) -> tuple[int, int]:
+    """Return the sizes of a weight [out, in], or of one of all experts, [experts, in, out]."""
+    if len(info.shape) == 3:
+        count, columns, rows = info.shape
+        return count * rows, columns
+    rows, columns = info.shape
+    return rows, columns
 
 
 def bits_of(name: str, precision: str) -> int:

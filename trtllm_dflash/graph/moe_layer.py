@@ -3,6 +3,7 @@
 | engine | storage of quantized experts |
 |---|---|
 | for the CPU (float32) | dequantized when the engine is written |
+| for the CPU, `weight_only` | unquantized ones as integers by block (`graph.integer_experts`) |
 | for a GPU, with our plugins | packed, with the checkpoint's scales |
 | for a GPU that has FP4, without | 4 bits packed under DequantizeLinear; FP8 dequantized |
 | for a GPU that has not, without | dequantized |
@@ -15,13 +16,17 @@ engine has them dequantized. Experts' activations are never quantized.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
 
+from trtllm_dflash.checkpoint.block_integers import experts_are_rounded
 from trtllm_dflash.checkpoint.formats import NVFP4_GROUP_SIZE
+from trtllm_dflash.graph.integer_experts import IntegerExperts
 from trtllm_dflash.graph.kernel_specs import FP8_FORMAT
 from trtllm_dflash.graph.layers import LayerBuilder
 from trtllm_dflash.graph.moe_weights import ExpertWeight, FusedExperts, PerExpertLinears
@@ -51,13 +56,11 @@ class Experts:
 
     def __call__(self, x: ir.Value) -> ir.Value:
         """Return the weighted sum of each token's experts, x [N, hidden] (normed)."""
-        m = self.model
-        g = self.model.g
-        c = self.config
-        logits = g.cast(
+        m, c = self.model, self.config
+        logits = m.g.cast(
             m.linear(x, f"{self.name}.{'router' if c.fused else 'gate'}"), ir.DataType.FLOAT
         )
-        weights = [
+        weights = (
             self._weight(
                 "gate_up_proj",
                 ("gate_proj", "up_proj"),
@@ -65,7 +68,16 @@ class Experts:
                 self.hidden_size,
             ),
             self._weight("down_proj", ("down_proj",), self.hidden_size, c.intermediate_size),
-        ]
+        )
+        integers = self._integers
+        if integers is not None:
+            return integers(x, logits, weights, self._own_biases(weights))
+        return self._by_operator(x, logits, weights)
+
+    def _by_operator(
+        self, x: ir.Value, logits: ir.Value, weights: Sequence[ExpertWeight]
+    ) -> ir.Value:
+        g, c = self.model.g, self.config
         form = self._form(weights)
         (gate_up, *up_scales), (down, *down_scales) = (
             self._operands(weight, form) for weight in weights
@@ -103,7 +115,17 @@ class Experts:
         linears = tuple(tuple(f"{name}.{j}.{part}" for part in parts) for j in range(shape[0]))
         return PerExpertLinears(source, f"{name}.{part}", shape, linears)
 
-    def _form(self, weights: list[ExpertWeight]) -> ExpertStorage:
+    @cached_property
+    def _integers(self) -> IntegerExperts | None:
+        """Return what has the weights as integers by block; None where none has."""
+        m, c = self.model, self.config
+        if m.weight_only is None or not experts_are_rounded(
+            self.hidden_size, c.intermediate_size
+        ):
+            return None
+        return IntegerExperts(m.g, c, m.weight_only)
+
+    def _form(self, weights: Sequence[ExpertWeight]) -> ExpertStorage:
         """Return the storage of both weights: dequantized if one of them must be."""
         formats = {(weight.weight_format, weight.block_rows) for weight in weights}
         is_for_plugin = self.quantized_as is ExpertStorage.PACKED
@@ -145,6 +167,12 @@ class Experts:
                 m.dtype,
             ),
         )
+
+    def _own_biases(
+        self, weights: tuple[ExpertWeight, ExpertWeight]
+    ) -> tuple[ir.Value | None, ir.Value | None]:
+        gate_up, down = weights
+        return (self._bias(gate_up), self._bias(down)) if self.config.fused else (None, None)
 
     def _bias(self, weight: ExpertWeight) -> ir.Value:
         m = self.model

@@ -9,7 +9,7 @@ made when it is read, and not kept.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -69,6 +69,10 @@ class ExpertWeight(ABC):
         """Return the dequantized weight as `dtype`."""
 
     @abstractmethod
+    def alternating(self) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield each expert's unquantized matrix [out, in]; rows of gate and up alternate."""
+
+    @abstractmethod
     def fp4(self, g: GraphBuilder) -> tuple[ir.Value, ir.Value]:
         """FP4 codes, and the float32 scales of their blocks of 16."""
 
@@ -107,6 +111,10 @@ class FusedExperts(ExpertWeight):
             return turned
 
         return self.weights.lazy(g, self.name, dtype, self.shape, make)
+
+    def alternating(self) -> Iterator[npt.NDArray[np.float32]]:
+        for matrix in self.weights.tensors[self.name].array():
+            yield matrix.T
 
     def fp4(self, g: GraphBuilder) -> tuple[ir.Value, ir.Value]:
         scale = self._scale
@@ -178,6 +186,11 @@ class PerExpertLinears(ExpertWeight):
             return _stack(self.linears, self.shape, dtype.numpy(), self.weights.array)
 
         return self.weights.lazy(g, self.name, dtype, self.shape, make)
+
+    def alternating(self) -> Iterator[npt.NDArray[np.float32]]:
+        for group in self.linears:
+            matrices = [self.weights.array(name) for name in group]
+            yield np.stack(matrices, axis=1).reshape(self.shape[1:])
 
     def fp4(self, g: GraphBuilder) -> tuple[ir.Value, ir.Value]:
         packed = self._stacked(g, "weight", ir.DataType.FLOAT4E2M1, self.shape)

@@ -13,7 +13,6 @@ keep that: tests hold it. With 4 bits a row alone differs on some processors, as
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,11 +26,12 @@ from trtllm_dflash.checkpoint.block_integers import (
     num_blocks,
 )
 from trtllm_dflash.graph.builder import GraphBuilder
+from trtllm_dflash.graph.stored_integers import StoredIntegers
 from trtllm_dflash.graph.weight_source import WeightSource
 
 RUNTIME_DOMAIN = "com.microsoft"  # operators of ONNX Runtime
 PRODUCT = "MatMulNBits"
-_INTEGER_PRODUCTS = 4  # the accuracy level
+INTEGER_PRODUCTS = 4  # the accuracy level of products of integers
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class WeightOnlyLinears:
     g: GraphBuilder
     weights: WeightSource
     precision: str
-    _known: dict[str, _StoredWeight] = field(default_factory=dict)
+    _known: dict[str, StoredIntegers] = field(default_factory=dict)
 
     def has(self, module: str) -> bool:
         """Tell whether the weight of a linear or table is one of integers."""
@@ -73,7 +73,7 @@ class WeightOnlyLinears:
             "N": stored.num_rows,
             "bits": stored.bits,
             "block_size": BLOCK_LENGTH,
-            "accuracy_level": _INTEGER_PRODUCTS,
+            "accuracy_level": INTEGER_PRODUCTS,
         }
         return self.g.emit(PRODUCT, operands, attributes, domain=RUNTIME_DOMAIN)[0]
 
@@ -99,7 +99,7 @@ class WeightOnlyLinears:
             rows = g.Slice(rows, [0], [stored.columns], [2])
         return rows
 
-    def _stored(self, module: str, rows: np.ndarray | None, alias: str) -> _StoredWeight:
+    def _stored(self, module: str, rows: np.ndarray | None, alias: str) -> StoredIntegers:
         info = self.weights.tensors[f"{module}.weight"]
         name = f"{module}.weight" if rows is None else alias
         if name in self._known:
@@ -111,82 +111,6 @@ class WeightOnlyLinears:
             return BlockIntegers.of(weight, bits)
 
         bits = bits_of(f"{module}.weight", self.precision)
-        stored = _StoredWeight(self.g, self.weights, name, size, bits, _Once(make))
+        stored = StoredIntegers(self.g, self.weights, name, size, bits, make)
         self._known[name] = stored
         return stored
-
-
-class _Once:
-    """Keeps what was made until each of its parts was read, so that it is made once."""
-
-    def __init__(self, make: Callable[[], BlockIntegers]) -> None:
-        self._make = make
-        self._made: BlockIntegers | None = None
-        self._parts: set[str] = set()
-        self._unread: set[str] = set()
-
-    def part(self, name: str) -> None:
-        """Expect that the part will be read."""
-        self._parts.add(name)
-
-    def read(self, name: str) -> BlockIntegers:
-        """Return what was made, for the sake of one part."""
-        if self._made is None:
-            self._made, self._unread = self._make(), set(self._parts)
-        made = self._made
-        self._unread.discard(name)
-        if not self._unread:
-            self._made = None
-        return made
-
-
-@dataclass(frozen=True)
-class _StoredWeight:
-    """The initializers of one weight [N, K]."""
-
-    g: GraphBuilder
-    weights: WeightSource
-    name: str
-    size: tuple[int, int]
-    bits: int
-    integers: _Once
-
-    @property
-    def num_rows(self) -> int:
-        return self.size[0]
-
-    @property
-    def columns(self) -> int:
-        return self.size[1]
-
-    @property
-    def _blocks(self) -> int:
-        return num_blocks(self.columns)
-
-    def packed(self) -> ir.Value:
-        shape = (self.num_rows, self._blocks, BLOCK_LENGTH * self.bits // 8)
-        return self._part("", ir.DataType.UINT8, shape, lambda made: made.packed)
-
-    def scales(self) -> ir.Value:
-        shape = (self.num_rows, self._blocks)
-        return self._part("_scale", ir.DataType.FLOAT, shape, lambda made: made.scales)
-
-    def zero_points(self) -> ir.Value:
-        shape = (self.num_rows, -(-self._blocks * self.bits // 8))
-        return self._part(
-            "_zero_point", ir.DataType.UINT8, shape, lambda made: made.packed_zero_points()
-        )
-
-    def _part(
-        self,
-        suffix: str,
-        dtype: ir.DataType,
-        shape: tuple[int, ...],
-        part_of: Callable[[BlockIntegers], np.ndarray],
-    ) -> ir.Value:
-        self.integers.part(suffix)
-
-        def make() -> np.ndarray:
-            return part_of(self.integers.read(suffix))
-
-        return self.weights.lazy(self.g, f"{self.name}{suffix}", dtype, shape, make)
