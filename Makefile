@@ -191,6 +191,8 @@ bench-profile: .venv/.test-all engines  ## everything that `profile` measures on
 		--json examples/benchmark/profile.json --html demo/profile.html
 	$(BIN)/dflash-trt profile demo/cpu --plain demo/plain --batch 1 --draft-lens 3,7,auto --drafts dflash,lookup,both \
 		--max-tokens 96 --per-category 2 --json examples/benchmark/profile_lookup.json
+	$(BIN)/dflash-trt profile demo/cpu --plain demo/plain --batch 1,2,4 --draft-lens 3,auto --drafts both \
+		--max-tokens 96 --per-category 2 --json examples/benchmark/profile_batches.json
 
 bench-serving: .venv/.test-all engines .venv-triton/.ready  ## the demo pair behind Triton: perf_analyzer, batching, TTFT
 	$(BIN)/python examples/triton/benchmark.py demo/cpu

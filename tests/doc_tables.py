@@ -64,6 +64,13 @@ def against_llama_cpp() -> str:
     return table.strip()
 
 
+def drafts_by_batch() -> str:
+    """Return the table of drafts by batch size, from the measured figures."""
+    script = example("benchmark/drafts.py")
+    table: str = script.by_batch(load_profile(BENCHMARK / "profile_batches.json"))
+    return table
+
+
 def experts() -> str:
     """Return the table of steps with experts, as measured."""
     script = example("benchmark/experts.py")
@@ -158,6 +165,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/cli.md": _commands(),
     "examples/benchmark/README.md": {
         "drafts": drafts,
+        "drafts by batch": drafts_by_batch,
         "against llama.cpp": against_llama_cpp,
         "step nodes": step_nodes,
         "experts": experts,

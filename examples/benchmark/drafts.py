@@ -46,9 +46,35 @@ def markdown(profile: Profile) -> str:
     return "\n\n".join(parts)
 
 
-def _drafting(profile: Profile) -> list[SystemResult]:
-    """Return the DFlash systems with drafts, at the smallest batch."""
-    batch = profile.results[0].batch
+def by_batch(profile: Profile) -> str:
+    """Return the table of tokens a second by batch size, and the goals of `auto` there."""
+    batches = sorted({result.batch for result in profile.results})
+    of_batch = {batch: _drafting(profile, batch) for batch in batches}
+    results = [result for rows in of_batch.values() for result in rows]
+    titles = ["batch", *map(_number, of_batch[batches[0]])]
+    titles += [f"`auto` over plain: at least {_LEAST_OF_PLAIN}"]
+    titles += [f"over the best fixed number: at least {_LEAST_OF_BEST}"]
+    lines = [titles, ["---"] * len(titles)]
+    for batch, rows in of_batch.items():
+        best = max(result.tokens_per_second for result in rows if not result.auto)
+        (auto,) = (result for result in rows if result.auto)
+        ratios = [speedup(profile, result) or 0.0 for result in rows]
+        lengths = [result.acceptance.acceptance_length for result in rows]
+        cells = [f"{ratio:.2f} ({tau:.2f})" for ratio, tau in zip(ratios, lengths, strict=True)]
+        cells += [_verdict(speedup(profile, auto) or 0.0, _LEAST_OF_PLAIN)]
+        cells += [_verdict(auto.tokens_per_second / best, _LEAST_OF_BEST)]
+        lines.append([str(batch), *cells])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{table}\n\n{_texts(results)} Measured on {profile.created[:10]}."
+
+
+def _verdict(value: float, least: float) -> str:
+    return f"{value:.3f}: {'reached' if value >= least else 'missed'}"
+
+
+def _drafting(profile: Profile, batch: int | None = None) -> list[SystemResult]:
+    """Return the DFlash systems with drafts at a batch size, the smallest if none is given."""
+    batch = batch or profile.results[0].batch
     own = [one for one in profile.results if (one.implementation, one.batch) == (DFLASH, batch)]
     return [result for result in own if result.drafts is not None]
 
@@ -155,7 +181,9 @@ def _goal(what: str, value: float, is_reached: bool, kind: str = "") -> str:
 @click.argument("profile_json", type=click.Path(path_type=Path))
 def main(profile_json: Path) -> None:
     """Print the tables of PROFILE_JSON as Markdown."""
-    click.echo(markdown(load(profile_json)))
+    profile = load(profile_json)
+    is_of_one = len({result.batch for result in profile.results}) == 1
+    click.echo(markdown(profile) if is_of_one else by_batch(profile))
 
 
 if __name__ == "__main__":

@@ -212,6 +212,19 @@ def test_compare_shows_both_answers() -> None:
     assert "plain decoding, int8" in out
 
 
+def test_auto_has_goals_at_each_batch_size() -> None:
+    script = example("benchmark/drafts.py")
+    measured = load(ROOT / "examples" / "benchmark" / "profile_batches.json")
+    lines = script.by_batch(measured).splitlines()[2:5]
+    for batch, line in zip((1, 2, 4), lines, strict=True):
+        plain, fixed, auto = [one for one in measured.results if one.batch == batch]
+        assert (plain.system, fixed.auto, auto.auto) == ("plain", False, True)
+        assert line.startswith(f"| {batch} |")
+        for other, least in ((plain, 0.98), (fixed, 0.97)):
+            ratio = auto.tokens_per_second / other.tokens_per_second
+            assert f"{ratio:.3f}: {'reached' if ratio >= least else 'missed'}" in line
+
+
 def test_drafts_by_kind_have_goals_reached_or_missed() -> None:
     """The measured profile, with an `auto` made up of its best number, and a text that differs."""
     script = example("benchmark/drafts.py")

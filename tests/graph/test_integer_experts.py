@@ -67,12 +67,12 @@ class _Layer:
     def tensors(self) -> dict[str, np.ndarray]:
         """Return the tensors of a checkpoint."""
         if not self.config.fused:
-            linears = {"gate_proj": self.gates, "up_proj": self.ups, "down_proj": self.downs}
-            return {"mlp.gate.weight": self.router} | {
-                f"mlp.experts.{j}.{name}.weight": matrix
-                for name, matrices in linears.items()
-                for j, matrix in enumerate(matrices)
-            }
+            tensors = {"mlp.gate.weight": self.router}
+            for j in range(self.config.num_experts):
+                tensors[f"mlp.experts.{j}.gate_proj.weight"] = self.gates[j]
+                tensors[f"mlp.experts.{j}.up_proj.weight"] = self.ups[j]
+                tensors[f"mlp.experts.{j}.down_proj.weight"] = self.downs[j]
+            return tensors
         both = np.stack([self.gates, self.ups], axis=2)  # gates and ups alternate
         biases = np.stack([self.gate_bias, self.up_bias], axis=2)
         count = self.config.num_experts

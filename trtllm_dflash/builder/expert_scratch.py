@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trtllm_dflash.builder.integer_weights import has_integer_experts
 from trtllm_dflash.builder.resolve import ResolvedModels
-from trtllm_dflash.graph.integer_experts import copies_of_rows
+from trtllm_dflash.checkpoint.block_integers import copies_of_rows
 from trtllm_dflash.graph.kernel_specs import FP8_FORMAT, NVFP4_FORMAT
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.moe import MoEConfig

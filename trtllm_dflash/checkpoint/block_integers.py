@@ -100,6 +100,11 @@ def experts_are_rounded(hidden_size: int, intermediate_size: int) -> bool:
     return hidden_size % BLOCK_LENGTH == 0 and intermediate_size % BLOCK_LENGTH == 0
 
 
+def copies_of_rows(precision: str) -> int:
+    """Return how many times a row goes to each of its experts: `graph.integer_experts` says why."""
+    return 2 if BITS[precision] == 4 else 1
+
+
 def rows_and_columns(info: TensorInfo) -> tuple[int, int]:
     """Return the sizes of a weight [out, in], or of one of all experts, [experts, in, out]."""
     if len(info.shape) == 3:

@@ -23,7 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from trtllm_dflash.checkpoint.block_integers import BITS, BLOCK_LENGTH, BlockIntegers
+from trtllm_dflash.checkpoint.block_integers import (
+    BITS,
+    BLOCK_LENGTH,
+    BlockIntegers,
+    copies_of_rows,
+)
 from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.moe_weights import ExpertWeight
 from trtllm_dflash.graph.stored_integers import StoredIntegers
@@ -32,11 +37,6 @@ from trtllm_dflash.models.moe import MoEConfig
 
 _EXPERTS = "QMoE"
 _GATES_AND_UPS_ALTERNATE = 1  # swiglu_fusion
-
-
-def copies_of_rows(precision: str) -> int:
-    """Return how many times a row goes to each of its experts."""
-    return 2 if BITS[precision] == 4 else 1
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ class _Once:
 class StoredIntegers:
     """The initializers of one weight [N, K], or of one of `experts` experts below each other.
 
-    `make` rounds it, once for all three. The shapes are those that ONNX Runtime's operators take:
-    of all experts a part has one more axis, and the codes of a row lie in one.
+    `make` rounds it, once for all three. The shapes are those that ONNX Runtime's operators take.
+    Of all experts a part has one more axis, and a row's codes lie in one.
     """
 
     g: GraphBuilder
