@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
 
@@ -53,6 +53,7 @@ MOE_KEYS = (
 )
 _COMPILERS = ThreadPoolExecutor(2)
 _shared: list[Path] = []
+_started: list[Future[Cubin]] = []
 
 
 def share(folder: Path) -> None:
@@ -64,7 +65,14 @@ def share(folder: Path) -> None:
 @cache
 def compiling(key: KernelVariant, arch: str) -> Future[Cubin]:
     """Start to compile one of the keys above for an arch."""
-    return _COMPILERS.submit(_compile_once, key, arch)
+    started = _COMPILERS.submit(_compile_once, key, arch)
+    _started.append(started)
+    return started
+
+
+def wait_for_compilers() -> None:
+    """Wait until nothing compiles: it would miss what a test takes away from this process."""
+    wait(_started)
 
 
 def _compile_once(key: KernelVariant, arch: str) -> Cubin:

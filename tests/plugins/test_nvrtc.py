@@ -28,6 +28,7 @@ from tests.plugins.cubins import (
     compiling,
     most_spills,
     sources,
+    wait_for_compilers,
 )
 from tests.plugins.library import PLUGINS
 from trtllm_dflash.errors import BuildError
@@ -145,6 +146,7 @@ def test_facts_name_kernel_arch_and_hashes() -> None:
 
 
 def _with_sources(monkeypatch: pytest.MonkeyPatch, **files: str) -> None:
+    wait_for_compilers()
     made = {name.replace("_", ".", 1): text.encode() for name, text in files.items()}
     for module in (nvrtc, kernel_files):
         monkeypatch.setattr(module, "kernel_sources", lambda: made)
@@ -211,6 +213,7 @@ def test_compile_in_subprocess_gives_the_same(
         assert apart.reports() == here.reports()
     with pytest.raises(BuildError, match=r"^there is no kernel source scan.cu, only accept.cu"):
         compile_in_subprocess(KernelVariant("scan"), "sm120")
+    wait_for_compilers()
     monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no Python starts so
     with pytest.raises(
         BuildError,
@@ -260,6 +263,7 @@ def test_a_missing_package_is_named(
     take_away: Any, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert uncompilable_reason() is None
+    wait_for_compilers()
     take_away(monkeypatch)
     reason = uncompilable_reason()
     assert reason
