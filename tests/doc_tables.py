@@ -40,10 +40,12 @@ def pair_counts() -> str:
     )
 
 
-def quantization() -> str:
-    """Return the table of what each format costs, from the measured figures."""
-    script = example("benchmark/quantization.py")
-    table: str = script.markdown(json.loads((BENCHMARK / "quantization.json").read_text()))
+def measured(name: str) -> str:
+    """Return the tables of a benchmark, from the figures that lie beside its script."""
+    path = BENCHMARK / f"{name}.json"
+    if not path.is_file():
+        return "Not measured yet."
+    table: str = example(f"benchmark/{name}.py").markdown(json.loads(path.read_text()))
     return table.strip()
 
 
@@ -54,44 +56,11 @@ def drafts() -> str:
     return table
 
 
-def against_llama_cpp() -> str:
-    """Return the tables of our CPU engines beside other systems, from the measured figures."""
-    script = example("benchmark/against_llama_cpp.py")
-    path = BENCHMARK / "against_llama_cpp.json"
-    if not path.is_file():
-        return "Not measured yet."
-    table: str = script.markdown(json.loads(path.read_text()))
-    return table.strip()
-
-
 def drafts_by_batch() -> str:
     """Return the table of drafts by batch size, from the measured figures."""
     script = example("benchmark/drafts.py")
     table: str = script.by_batch(load_profile(BENCHMARK / "profile_batches.json"))
     return table
-
-
-def experts() -> str:
-    """Return the table of steps with experts, as measured."""
-    script = example("benchmark/experts.py")
-    table: str = script.markdown(json.loads((BENCHMARK / "experts.json").read_text()))
-    return table
-
-
-def step_nodes() -> str:
-    """Return the table of what the nodes of a CPU step cost, from the measured figures."""
-    script = example("benchmark/step_nodes.py")
-    table: str = script.markdown(json.loads((BENCHMARK / "step_nodes.json").read_text()))
-    return table
-
-
-def serve() -> str:
-    """Return the tables of what serving costs, from the measured figures."""
-    path = BENCHMARK / "serve.json"
-    if not path.is_file():
-        return "Not measured yet."
-    table: str = example("benchmark/serve.py").markdown(json.loads(path.read_text()))
-    return table.strip()
 
 
 def context_of(name: str) -> click.Context:
@@ -161,15 +130,15 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/deploy.md": {"b200": b200},
     "docs/serving.md": {"inputs and outputs": io_tables, "metrics": metrics_table},
     "docs/support-matrix.md": {"pairs": pairs, "pair counts": pair_counts},
-    "docs/quantization.md": {"quantization": quantization},
+    "docs/quantization.md": {"quantization": partial(measured, "quantization")},
     "docs/cli.md": _commands(),
     "examples/benchmark/README.md": {
         "drafts": drafts,
         "drafts by batch": drafts_by_batch,
-        "against llama.cpp": against_llama_cpp,
-        "step nodes": step_nodes,
-        "experts": experts,
-        "serve": serve,
+        "against llama.cpp": partial(measured, "against_llama_cpp"),
+        "step nodes": partial(measured, "step_nodes"),
+        "experts": partial(measured, "experts"),
+        "serve": partial(measured, "serve"),
     },
 }
 

@@ -24,7 +24,7 @@ _LEAST_OF_PLAIN, _LEAST_OF_BEST = 0.98, 0.97  # of `auto`
 
 def markdown(profile: Profile) -> str:
     """Return the tables of τ and of tokens a second, and the goals."""
-    results = _drafting(profile)
+    results = _drafting(profile, profile.results[0].batch)
 
     def length(result: SystemResult, kind: int | None) -> float | None:
         found = result if kind is None else result.by_category[kind]
@@ -64,17 +64,23 @@ def by_batch(profile: Profile) -> str:
         cells += [_verdict(speedup(profile, auto) or 0.0, _LEAST_OF_PLAIN)]
         cells += [_verdict(auto.tokens_per_second / best, _LEAST_OF_BEST)]
         lines.append([str(batch), *cells])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{_texts(results)} Measured on {profile.created[:10]}."
+    return f"{_table(lines)}\n\n{_texts(results)} Measured on {profile.created[:10]}."
 
 
 def _verdict(value: float, least: float) -> str:
-    return f"{value:.3f}: {'reached' if value >= least else 'missed'}"
+    return f"{value:.3f}: {_outcome(value >= least)}"
 
 
-def _drafting(profile: Profile, batch: int | None = None) -> list[SystemResult]:
-    """Return the DFlash systems with drafts at a batch size, the smallest if none is given."""
-    batch = batch or profile.results[0].batch
+def _outcome(is_reached: bool) -> str:
+    return "reached" if is_reached else "missed"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _drafting(profile: Profile, batch: int) -> list[SystemResult]:
+    """Return the DFlash systems with drafts at a batch size."""
     own = [one for one in profile.results if (one.implementation, one.batch) == (DFLASH, batch)]
     return [result for result in own if result.drafts is not None]
 
@@ -102,7 +108,7 @@ def _by_kind(
             differing = "" if index is None else differing_texts(result, kinds[index])
             cells.append(("" if value is None else f"{value:.2f}") + differing)
         rows.append(cells)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return _table(rows)
 
 
 def _texts(results: Sequence[SystemResult]) -> str:
@@ -174,7 +180,7 @@ def _least_kind(profile: Profile, result: SystemResult) -> str:
 
 def _goal(what: str, value: float, is_reached: bool, kind: str = "") -> str:
     measured = f"{value:.3f}" + (f" ({kind})" if kind else "")
-    return f"| {what} | {measured} | {'reached' if is_reached else 'missed'} |"
+    return f"| {what} | {measured} | {_outcome(is_reached)} |"
 
 
 @click.command()

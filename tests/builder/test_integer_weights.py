@@ -14,7 +14,7 @@ from tests.fixtures.engines import build_here
 from tests.fixtures.quantized import quantized_copy
 from tests.fixtures.tiny_dflash2 import tiny_dflash2
 from tests.fixtures.tiny_hybrid import tiny_hybrid
-from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
+from tests.fixtures.tiny_moe import OF_WHOLE_BLOCKS, tiny_gpt_oss, tiny_qwen3_moe
 from trtllm_dflash.builder.build_engine import plan_build
 from trtllm_dflash.builder.memory_plan import MemoryPlan
 from trtllm_dflash.builder.summary import summary_rows
@@ -24,7 +24,6 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.build import WEIGHT_ONLY, BuildConfig
 
 Make = Callable[..., Path]
-OF_WHOLE_BLOCKS = {"hidden": 64, "expert_size": 96}  # experts of such sizes are integers
 
 
 def test_gpus_are_refused(llama: Path, tmp_path: Path) -> None:

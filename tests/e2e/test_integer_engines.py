@@ -11,12 +11,11 @@ import pytest
 
 from tests.e2e.conftest import EngineFactory
 from tests.fixtures.tiny_models import VOCAB, tiny_drafter, tiny_target
-from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
+from tests.fixtures.tiny_moe import OF_WHOLE_BLOCKS, tiny_gpt_oss, tiny_qwen3_moe
 from trtllm_dflash import Engine, Generation
 from trtllm_dflash.checkpoint.block_integers import BITS
 
 NEW_TOKENS = 24
-OF_WHOLE_BLOCKS = {"hidden": 64, "expert_size": 96}  # so that experts are integers
 PROMPTS = [np.random.default_rng(n).integers(0, VOCAB, n).tolist() for n in (1, 5, 8, 9, 27)]
 ROOT = Path(__file__).parents[2]
 DEMO, PAIR = ROOT / "demo", ROOT / "examples" / "demo_pair"
